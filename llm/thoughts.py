@@ -1,0 +1,208 @@
+"""Thoughts: a response is a sequence of thoughts, each a run of tokens that ends with `</thought>`.
+
+The thought is the action of the Thought MDP, and a reset state is *token ids exactly as sampled*: a prefix is a slice
+of them and never decoded and encoded again, so a suffix sampled from it is on-policy.
+
+Indices: `k` counts thoughts from 0, `t` counts tokens. The model is asked for a step in 1..n; its answer N is k = N-1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from cpi.draws import DrawKey
+from llm.rewards.base import Score
+from llm.tasks.base import Problem
+
+__all__ = [
+    "THOUGHT_END",
+    "BarePrompts",
+    "InstructPrompts",
+    "Prefix",
+    "Prompts",
+    "ThoughtTrace",
+    "last_boxed",
+    "split_text",
+    "thought_ends",
+]
+
+THOUGHT_END = "</thought>"
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last complete ``\boxed{...}`` of a text, nested braces kept, or None."""
+    found = None
+    for match in re.finditer(r"\\boxed\s*\{", text):
+        depth, begin = 1, match.end()
+        for i in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                found = text[begin:i]
+                break
+    return found
+
+
+def split_text(text: str) -> list[str]:
+    """A response as thoughts; text after the last delimiter counts as a thought unless it is blank."""
+    pieces = text.split(THOUGHT_END)
+    return [p.strip() for p in pieces[:-1]] + ([pieces[-1].strip()] if pieces[-1].strip() else [])
+
+
+def thought_ends(pieces: Sequence[str]) -> list[int]:
+    """Token positions *after* which a thought is over, for the text pieces of single tokens.
+
+    The boundary falls after the token that completes the delimiter, even if that token carries further text (a byte
+    pair tokenizer may fuse ``>`` and a newline). Tokens after the last delimiter form one more, unfinished, thought
+    unless they are blank. Example: pieces ``["a", "</th", "ought>\n", "b"]`` -> ``[3, 4]``.
+    """
+    ends: list[int] = []
+    tail = ""
+    for t, piece in enumerate(pieces):
+        tail += piece
+        if THOUGHT_END in tail:
+            ends.append(t + 1)
+            tail = tail[tail.rindex(THOUGHT_END) + len(THOUGHT_END) :]
+    if tail.strip() and len(pieces) > (ends[-1] if ends else 0):
+        ends.append(len(pieces))
+    return ends
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A reset state: the prompt's token ids and those of the first `k` thoughts, as sampled."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    thought_ids: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    @property
+    def k(self) -> int:
+        """How many thoughts are kept."""
+        return len(self.ends)
+
+
+@dataclass(frozen=True)
+class ThoughtTrace:
+    """A finished response (a `cpi.episodes.Episode`): token ids with thought boundaries, text and score.
+
+    ids: response token ids, inherited prefix included. ends: for each thought the position in `ids` after its last
+    token, so thought k is ``ids[ends[k-1]:ends[k]]``. start: thoughts inherited from the reset prefix.
+    logprobs, entropies: per generated token (from ``ids[inherited_tokens:]``), under the sampling model at
+    temperature 1.
+    """
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    start: int
+    text: str
+    score: Score
+    key: DrawKey
+    finished: bool
+    logprobs: tuple[float, ...] = ()
+    entropies: tuple[float, ...] = ()
+
+    @property
+    def num_decisions(self) -> int:
+        return len(self.ends)
+
+    @property
+    def outcome(self) -> float:
+        return self.score.value
+
+    @property
+    def inherited_tokens(self) -> int:
+        """Length of the reset prefix in tokens of `ids`: the part that the prefix mask hides from the loss."""
+        return self.ends[self.start - 1] if self.start else 0
+
+    @property
+    def generated(self) -> int:
+        return len(self.ids) - self.inherited_tokens
+
+    @cached_property
+    def thoughts(self) -> list[str]:
+        return split_text(self.text)
+
+    def prefix(self, k: int) -> Prefix:
+        if not 0 <= k < max(self.num_decisions, 1):
+            raise IndexError(f"cut {k} is outside 0..{self.num_decisions - 1}")
+        return Prefix(self.problem, self.prompt_ids, self.ids[: self.ends[k - 1] if k else 0], self.ends[:k])
+
+
+class Prompts(Protocol):
+    """How a model is asked to solve and to localise; both return the text to be tokenised."""
+
+    def solve(self, tokenizer: Any, question: str) -> str: ...
+
+    def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str: ...
+
+
+@dataclass(frozen=True)
+class BarePrompts:
+    """For models without a chat template: the question, and for localisation the thoughts and one cue.
+
+    The localisation prompt is the solve prompt, the thoughts each ended by the delimiter, and a line
+    ``First wrong step: ``; the answer expected is ``\\boxed{N}``.
+    """
+
+    cue: str = "First wrong step: "
+
+    def solve(self, tokenizer: Any, question: str) -> str:
+        return f"{question}\n"
+
+    def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str:
+        steps = "".join(f"{thought}{THOUGHT_END}\n" for thought in thoughts)
+        return f"{self.solve(tokenizer, question)}{steps}{self.cue}"
+
+
+_SOLVE = """\
+Work through the problem below one step at a time.
+
+Rules for your answer:
+- End every single step with the tag </thought> and write nothing else between steps.
+- A step states one observation, one deduction or one calculation, complete in itself.
+- Each step must follow from the problem and the steps before it, add something of substance and bring the solution \
+forward; do not repeat, plan or comment.
+- In the last step give the final answer inside \\boxed{{}}, and end that step with </thought> too.
+
+Problem:
+{question}"""
+
+_LOCALIZE = """\
+Here is a problem and an attempt to solve it, split into numbered steps.
+
+Problem:
+{question}
+
+Attempt:
+{steps}
+
+The final answer of this attempt is wrong, so at least one step contains an error. Find the step in which things first \
+go wrong: the origin of the error, not a later step in which its consequences show. Count a step as wrong if it cannot \
+be justified from the problem statement together with the earlier steps that you have checked. Check the steps in \
+order, and do not solve the problem anew. Name exactly one step, a number from 1 to {n}.
+
+The last line of your reply must be the number of that step in this form:
+\\boxed{{N}}"""
+
+
+@dataclass(frozen=True)
+class InstructPrompts:
+    """For instruction-tuned models: the rules of the thought format and of localisation, in the model's chat template."""
+
+    def solve(self, tokenizer: Any, question: str) -> str:
+        return self._chat(tokenizer, _SOLVE.format(question=question))
+
+    def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str:
+        steps = "\n".join(f"Step {n}: {thought}" for n, thought in enumerate(thoughts, 1))
+        return self._chat(tokenizer, _LOCALIZE.format(question=question, steps=steps, n=len(thoughts)))
+
+    def _chat(self, tokenizer: Any, content: str) -> str:
+        message = [{"role": "user", "content": content}]
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
