@@ -1,0 +1,123 @@
+"""Intervals and estimators for 0/1 and graded outcomes.
+
+Three questions come up in every table of this package, and each has one answer here:
+
+- a share of independent trials: Wilson's score interval, which keeps its coverage for small n and at 0 and 1;
+- a mean of anything else (graded scores, areas under curves, pass@k over problems) and of paired differences: the
+  percentile bootstrap over the independent units, which are problems within a run and seeds between runs;
+- pass@k from n >= k samples: the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), 1 - C(n-c, k) / C(n, k).
+
+The bootstrap's generator is an argument, so a reported interval can be reproduced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
+
+__all__ = ["Interval", "bootstrap_mean", "paired_difference", "pass_at_k", "wilson"]
+
+_BLOCK = 2**22  # resampled values held in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval at the stated level. `low <= value <= high` up to rounding; `n` units."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval for a binomial share (Wilson 1927), without continuity correction.
+
+    Example: 0 of 10 gives [0, 0.278], where the normal approximation would give [0, 0].
+    Raises ValueError for n < 1, successes outside 0..n or a level outside (0, 1).
+    """
+    _check_level(level)
+    if n < 1:
+        raise ValueError("a share needs at least one trial")
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials: give a number in 0..{n}")
+    z2 = float(ndtri(0.5 + level / 2)) ** 2
+    share = successes / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # at 0 and n the bound is exactly 0 or 1; rounding must not push it past the share
+    low = 0.0 if successes == 0 else float(centre - half)
+    high = 1.0 if successes == n else float(centre + half)
+    return Interval(share, low, high, n, level)
+
+
+def bootstrap_mean(
+    values_N: ArrayLike, rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """Percentile bootstrap interval of the mean of `values_N` [N], resampling its entries (the independent units).
+
+    With fewer than about ten units the interval is too short (for N = 5 by about a fifth, because the resampled
+    variance lacks the factor N / (N - 1) and the normal quantile stands for Student's): say N beside it, always.
+    Raises ValueError for an empty array, NaN, or a level outside (0, 1).
+    """
+    _check_level(level)
+    values_N = _vector(values_N)
+    n = len(values_N)
+    means = np.empty(resamples)
+    rows = max(1, _BLOCK // n)
+    for start in range(0, resamples, rows):
+        block = means[start : start + rows]
+        block[:] = values_N[rng.integers(n, size=(len(block), n))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values_N.mean()), float(low), float(high), n, level)
+
+
+def paired_difference(
+    a_N: ArrayLike, b_N: ArrayLike, rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """Interval of the mean of a - b, where unit i of both is the same problem or the same seed."""
+    a_N, b_N = _vector(a_N), _vector(b_N)
+    if len(a_N) != len(b_N):
+        raise ValueError(f"paired values must be equally many, got {len(a_N)} and {len(b_N)}")
+    return bootstrap_mean(a_N - b_N, rng, level, resamples)
+
+
+def pass_at_k(correct_P: ArrayLike, samples_P: ArrayLike, k: int) -> NDArray[np.float64]:
+    """The chance that at least one of k samples is right, per problem, [P]: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased for c successes in n >= k independent samples of a problem. Computed as a product, so that large n does
+    not overflow. Raises ValueError for k < 1, n < k, or c outside 0..n.
+    """
+    correct_P = np.atleast_1d(np.asarray(correct_P, dtype=np.int64))
+    samples_P = np.broadcast_to(np.asarray(samples_P, dtype=np.int64), correct_P.shape)
+    if k < 1:
+        raise ValueError(f"pass@k needs k >= 1, got {k}")
+    if np.any(samples_P < k):
+        raise ValueError(f"pass@{k} needs at least {k} samples of every problem, got {int(samples_P.min())}")
+    if np.any((correct_P < 0) | (correct_P > samples_P)):
+        raise ValueError("the number of correct samples must lie in 0..n")
+    # C(n-c, k) / C(n, k) = prod_{i<k} (n-c-i) / (n-i); a factor reaches 0 exactly when fewer than k samples failed
+    i = np.arange(k)
+    factors = (samples_P[:, None] - correct_P[:, None] - i) / (samples_P[:, None] - i)
+    return np.asarray(1.0 - np.prod(np.maximum(factors, 0.0), axis=1))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"a level lies strictly between 0 and 1, got {level}")
+
+
+def _vector(values: ArrayLike) -> NDArray[np.float64]:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"expected a non-empty one-dimensional array, got shape {vector.shape}")
+    if not np.all(np.isfinite(vector)):
+        raise ValueError("values must be finite")
+    return vector
