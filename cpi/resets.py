@@ -91,7 +91,7 @@ class UniformWithinEpisode:
     spent: Cost = field(default_factory=Cost, compare=False)
 
     def cut_probs(self, episodes: Sequence[Episode[Any]]) -> list[NDArray[np.float64]]:
-        return [np.full(e.num_decisions, 1.0 / e.num_decisions) for e in episodes]
+        return [np.full(e.num_decisions, 1.0 / max(e.num_decisions, 1)) for e in episodes]
 
 
 @dataclass(frozen=True)
@@ -173,4 +173,6 @@ class Noisy:
 
 def draw_cuts(rows: Sequence[NDArray[np.float64]], u: NDArray[np.float64]) -> list[int]:
     """One cut k per row from uniforms `u` [len(rows)]; -1 where the draw says "no reset"."""
-    return [int(inverse_cdf(row[None, :], np.asarray([v]))[0]) if row.size else -1 for row, v in zip(rows, u, strict=True)]
+    return [
+        int(inverse_cdf(row[None, :], np.asarray([v]))[0]) if row.size else -1 for row, v in zip(rows, u, strict=True)
+    ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 from cpi.draws import DrawKey
@@ -25,6 +24,7 @@ __all__ = [
     "Prefix",
     "Prompts",
     "ThoughtTrace",
+    "ThoughtWatch",
     "last_boxed",
     "split_text",
     "thought_ends",
@@ -52,23 +52,49 @@ def split_text(text: str) -> list[str]:
     return [p.strip() for p in pieces[:-1]] + ([pieces[-1].strip()] if pieces[-1].strip() else [])
 
 
+class ThoughtWatch:
+    """Follows a response token by token: where thoughts end, and whether the final one is over.
+
+    A thought ends after the token that completes the delimiter, even if that token carries further text (a byte pair
+    tokenizer may fuse ``>`` and a newline). The response is over when a thought with a complete ``\\boxed{...}`` ends.
+    """
+
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+        self.over = False
+        self._tail = ""
+        self._count = 0
+
+    def push(self, piece: str) -> None:
+        self._count += 1
+        self._tail += piece
+        if ">" not in piece or THOUGHT_END not in self._tail:
+            return
+        thought, _, rest = self._tail.rpartition(THOUGHT_END)
+        self.ends.append(self._count)
+        self.over = last_boxed(thought) is not None
+        self._tail = rest
+
+    @property
+    def open_tokens(self) -> int:
+        """Tokens since the last thought ended."""
+        return self._count - (self.ends[-1] if self.ends else 0)
+
+    @property
+    def has_open_text(self) -> bool:
+        return bool(self._tail.strip())
+
+
 def thought_ends(pieces: Sequence[str]) -> list[int]:
     """Token positions *after* which a thought is over, for the text pieces of single tokens.
 
-    The boundary falls after the token that completes the delimiter, even if that token carries further text (a byte
-    pair tokenizer may fuse ``>`` and a newline). Tokens after the last delimiter form one more, unfinished, thought
-    unless they are blank. Example: pieces ``["a", "</th", "ought>\n", "b"]`` -> ``[3, 4]``.
+    Tokens after the last delimiter form one more, unfinished, thought unless they are blank.
+    Example: pieces ``["a", "</th", "ought>\\n", "b"]`` -> ``[3, 4]``.
     """
-    ends: list[int] = []
-    tail = ""
-    for t, piece in enumerate(pieces):
-        tail += piece
-        if THOUGHT_END in tail:
-            ends.append(t + 1)
-            tail = tail[tail.rindex(THOUGHT_END) + len(THOUGHT_END) :]
-    if tail.strip() and len(pieces) > (ends[-1] if ends else 0):
-        ends.append(len(pieces))
-    return ends
+    watch = ThoughtWatch()
+    for piece in pieces:
+        watch.push(piece)
+    return [*watch.ends, len(pieces)] if watch.has_open_text else watch.ends
 
 
 @dataclass(frozen=True)
@@ -91,15 +117,16 @@ class ThoughtTrace:
     """A finished response (a `cpi.episodes.Episode`): token ids with thought boundaries, text and score.
 
     ids: response token ids, inherited prefix included. ends: for each thought the position in `ids` after its last
-    token, so thought k is ``ids[ends[k-1]:ends[k]]``. start: thoughts inherited from the reset prefix.
-    logprobs, entropies: per generated token (from ``ids[inherited_tokens:]``), under the sampling model at
-    temperature 1.
+    token, so thought k is ``ids[ends[k-1]:ends[k]]`` and reads `thoughts[k]`. start: thoughts inherited from the reset
+    prefix. finished: it ended by itself and not at a cap. logprobs, entropies: one per generated token (those from
+    ``ids[inherited_tokens:]``), under softmax(logits / temperature) before top-p: the policy that is trained.
     """
 
     problem: Problem
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
     ends: tuple[int, ...]
+    thoughts: tuple[str, ...]
     start: int
     text: str
     score: Score
@@ -125,10 +152,6 @@ class ThoughtTrace:
     def generated(self) -> int:
         return len(self.ids) - self.inherited_tokens
 
-    @cached_property
-    def thoughts(self) -> list[str]:
-        return split_text(self.text)
-
     def prefix(self, k: int) -> Prefix:
         if not 0 <= k < max(self.num_decisions, 1):
             raise IndexError(f"cut {k} is outside 0..{self.num_decisions - 1}")
@@ -147,8 +170,8 @@ class Prompts(Protocol):
 class BarePrompts:
     """For models without a chat template: the question, and for localisation the thoughts and one cue.
 
-    The localisation prompt is the solve prompt, the thoughts each ended by the delimiter, and a line
-    ``First wrong step: ``; the answer expected is ``\\boxed{N}``.
+    The localisation prompt is the solve prompt, the thoughts each ended by the delimiter (so far the very text of the
+    response), and the cue ``First wrong step: ``; the answer expected is ``\\boxed{N}``.
     """
 
     cue: str = "First wrong step: "
@@ -157,7 +180,7 @@ class BarePrompts:
         return f"{question}\n"
 
     def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str:
-        steps = "".join(f"{thought}{THOUGHT_END}\n" for thought in thoughts)
+        steps = "".join(f"{thought}{THOUGHT_END}" for thought in thoughts)
         return f"{self.solve(tokenizer, question)}{steps}{self.cue}"
 
 
@@ -194,7 +217,7 @@ The last line of your reply must be the number of that step in this form:
 
 @dataclass(frozen=True)
 class InstructPrompts:
-    """For instruction-tuned models: the rules of the thought format and of localisation, in the model's chat template."""
+    """For instruction-tuned models: the rules of the thought format and of localisation, in a chat template."""
 
     def solve(self, tokenizer: Any, question: str) -> str:
         return self._chat(tokenizer, _SOLVE.format(question=question))

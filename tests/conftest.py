@@ -5,6 +5,7 @@ import os
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers share the machine
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 settings.register_profile(
     "ci",

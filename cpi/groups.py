@@ -1,0 +1,436 @@
+"""Algorithm 2's rollout buffer, for any `Simulator`: base groups, a seed, a reset, reset groups, and what it all cost.
+
+A *group* is a set of iid continuations of one prefix; advantages compare inside a group. A prompt's slots are laid out
+by a `Split`: base groups continue the prompt itself, reset groups a prefix of a failed attempt, the *seed*.
+
+    1. base      sample from the prompt; find the seed among the failures (`FirstFailure`, `IntactBase`)
+    2. localise  ask the `ResetSampler` for the cuts of all seeds of all prompts, in one call
+    3. reset     sample all reset groups of all prompts, in one batch
+
+Each phase is one batch over all prompts. A prompt without a failure, or whose sampler says "no reset", falls back to
+plain GRPO: its reset slots become base rollouts and all its slots form one group, drawn in the same batch as the reset
+groups of the others.
+
+Every rollout is drawn from a key (seed, step, prompt, phase, slot), so the buffer does not depend on what else is in
+the batch. `Account` counts all that was sampled, thrown-away seeds included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpi.advantages import AdvantageEstimator
+from cpi.draws import DrawKey, uniforms
+from cpi.episodes import Episode
+from cpi.resets import ResetSampler, draw_cuts
+from cpi.simulate import Simulator
+
+__all__ = [
+    "Account",
+    "FirstFailure",
+    "Group",
+    "IntactBase",
+    "Localisation",
+    "Phase",
+    "Plan",
+    "Rollouts",
+    "SeedPolicy",
+    "Split",
+    "collect",
+    "failed",
+    "group_advantages",
+]
+
+PrefixT = TypeVar("PrefixT")
+EpisodeT = TypeVar("EpisodeT", bound=Episode[Any])
+
+
+class Phase(IntEnum):
+    """The phase of a step, as a coordinate of its draws."""
+
+    BASE = 0
+    PICK = 1
+    LOCALISE = 2
+    CUT = 3
+    RESET = 4
+    EVALUATE = 5
+    START = 6
+
+
+def failed(episode: Episode[Any]) -> bool:
+    """A failed attempt: the verifier gave less than full marks."""
+    return episode.outcome < 1.0
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a prompt's slots are laid out: the sizes of its base groups and of its reset groups.
+
+    ``Split((4,), (4,))`` is the paper's 1x4, ``Split((), (4, 4))`` its 2x4, ``Split((), (8,))`` its 1x8;
+    ``Split((8,), ())`` is GRPO, and ``Split((4, 4), ())`` GRPO with two groups, the control for the split itself.
+    """
+
+    base: tuple[int, ...]
+    reset: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if any(size < 2 for size in self.base + self.reset) or not self.base + self.reset:
+            raise ValueError(
+                f"each group needs at least 2 rollouts to compare, got base {self.base}, reset {self.reset}"
+            )
+
+    @property
+    def num_base(self) -> int:
+        return sum(self.base)
+
+    @property
+    def total(self) -> int:
+        """Slots a prompt: the rollouts that are trained on."""
+        return sum(self.base) + sum(self.reset)
+
+
+@dataclass
+class Account:
+    """What a buffer cost, exactly. Comparisons between methods are made at equal accounts.
+
+    rollouts and tokens count everything sampled from the policy, discarded seeds included; discarded_* is the part of
+    them that is not trained on. no_failure and no_cut count prompts that fell back to plain GRPO. batches counts calls
+    of the simulator.
+    """
+
+    prompts: int = 0
+    rollouts: int = 0
+    tokens: int = 0
+    discarded_rollouts: int = 0
+    discarded_tokens: int = 0
+    localisation_calls: int = 0
+    localisation_tokens: int = 0
+    localiser_rollouts: int = 0
+    localiser_tokens: int = 0
+    oracle_queries: int = 0
+    no_failure: int = 0
+    no_cut: int = 0
+    batches: int = 0
+
+    def add(self, other: Account) -> None:
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def all_tokens(self) -> int:
+        """Every token sampled for this buffer: rollouts, localisation answers, the localiser's own rollouts."""
+        return self.tokens + self.localisation_tokens + self.localiser_tokens
+
+
+@dataclass(frozen=True)
+class Group(Generic[EpisodeT]):
+    """iid continuations of one prefix. `prompt` is the position in the batch, `k` the number of decisions kept."""
+
+    prompt: int
+    kind: Literal["base", "reset"]
+    episodes: tuple[EpisodeT, ...]
+    k: int = 0
+    seed: EpisodeT | None = None
+
+
+@dataclass(frozen=True)
+class Localisation(Generic[EpisodeT]):
+    """A sampler's answer for one seed: the row of cut probabilities, and the cut drawn from it (-1: no reset)."""
+
+    prompt: int
+    seed: EpisodeT
+    row_K: NDArray[np.float64]
+    k: int
+
+
+@dataclass(frozen=True)
+class Rollouts(Generic[EpisodeT]):
+    """The buffer of one step: groups in prompt order, the localisations behind them, and the account.
+
+    fresh: for each prompt the rollouts of its first wave, whose number does not depend on their outcome: an unbiased
+    sample of the policy, unlike the base groups of `FirstFailure`.
+    """
+
+    groups: list[Group[EpisodeT]]
+    localisations: list[Localisation[EpisodeT]]
+    account: Account
+    fresh: list[tuple[EpisodeT, ...]]
+
+    def episodes(self) -> list[EpisodeT]:
+        return [e for g in self.groups for e in g.episodes]
+
+
+@dataclass
+class _Attempts(Generic[EpisodeT]):
+    """One prompt while its buffer is being filled: rollouts in the order drawn, candidates for the seed."""
+
+    prompt: int
+    key: DrawKey
+    drawn: list[EpisodeT] = field(default_factory=list)
+    base: list[EpisodeT] = field(default_factory=list)
+    candidates: list[EpisodeT] = field(default_factory=list)
+    seeds: list[EpisodeT] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+
+
+class SeedPolicy(Protocol):
+    """Which failed attempt is re-entered, and what this does to the base group."""
+
+    def first_wave(self, split: Split) -> int:
+        """How many rollouts of each prompt to draw at once."""
+        ...
+
+    def wants_more(self, drawn: Sequence[Episode[Any]], split: Split) -> bool:
+        """Whether a prompt needs one more attempt before its seed is settled."""
+        ...
+
+    def base_and_candidates(self, drawn: Sequence[EpisodeT], split: Split) -> tuple[list[EpisodeT], list[EpisodeT]]:
+        """The base rollouts (num_base of them, if there is a candidate) and the failures that may become seeds."""
+        ...
+
+    def order(self, candidates: int, rows: Sequence[NDArray[np.float64]] | None, u: float) -> list[int]:
+        """Candidates in order of preference; `rows` are their cut probabilities if `needs_rows`."""
+        ...
+
+    @property
+    def needs_rows(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class FirstFailure:
+    """The paper's policy: sample until the first failure, which is the seed and is left out of the base group.
+
+    The base group is the first `num_base` of the other rollouts, so it is *not* iid: see
+    `cpi.bounds.base_group_mean` for its upward bias. A prompt costs one rollout more than it has slots, as soon as it
+    has a failure. Attempts stop after as many rollouts as the prompt has slots.
+    """
+
+    @property
+    def needs_rows(self) -> bool:
+        return False
+
+    def first_wave(self, split: Split) -> int:
+        return min(split.num_base + 1, split.total)
+
+    def wants_more(self, drawn: Sequence[Episode[Any]], split: Split) -> bool:
+        return not any(failed(e) for e in drawn) and len(drawn) < split.total
+
+    def base_and_candidates(self, drawn: Sequence[EpisodeT], split: Split) -> tuple[list[EpisodeT], list[EpisodeT]]:
+        first = next((i for i, e in enumerate(drawn) if failed(e)), None)
+        if first is None:
+            return list(drawn), []
+        others = [e for i, e in enumerate(drawn) if i != first]
+        return others[: split.num_base], [drawn[first]]
+
+    def order(self, candidates: int, rows: Sequence[NDArray[np.float64]] | None, u: float) -> list[int]:
+        return list(range(candidates))
+
+
+@dataclass(frozen=True)
+class IntactBase:
+    """An unbiased policy: the base group is iid and stays whole; the seed is one of its failures, at no extra rollout.
+
+    pick: "uniform" among the failures, or "furthest", the failure whose cut is latest by the sampler's own account
+    (which then localises all failures). scouts: rollouts that only serve to find seeds, needed where a split has no
+    base group. share_seed: all reset groups re-enter one seed; otherwise each takes the next failure in order.
+    """
+
+    pick: Literal["uniform", "furthest"] = "uniform"
+    scouts: int = 0
+    share_seed: bool = False
+
+    @property
+    def needs_rows(self) -> bool:
+        return self.pick == "furthest"
+
+    def first_wave(self, split: Split) -> int:
+        wave = split.num_base + self.scouts
+        if wave == 0:
+            raise ValueError("a split without a base group needs scouts >= 1 to find a seed")
+        return wave
+
+    def wants_more(self, drawn: Sequence[Episode[Any]], split: Split) -> bool:
+        return False
+
+    def base_and_candidates(self, drawn: Sequence[EpisodeT], split: Split) -> tuple[list[EpisodeT], list[EpisodeT]]:
+        return list(drawn[: split.num_base]), [e for e in drawn if failed(e)]
+
+    def order(self, candidates: int, rows: Sequence[NDArray[np.float64]] | None, u: float) -> list[int]:
+        shift = int(u * candidates)
+        rotated = [(shift + i) % candidates for i in range(candidates)]
+        if rows is not None:
+            expected_cut = [float(row @ np.arange(row.size)) if row.sum() > 0 else -1.0 for row in rows]
+            rotated.sort(key=lambda i: -expected_cut[i])
+        return rotated[:1] if self.share_seed else rotated
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Algorithm 2 as data: the layout of a prompt's slots, where to reset, and which attempt to re-enter."""
+
+    split: Split
+    sampler: ResetSampler
+    seeds: SeedPolicy = field(default_factory=FirstFailure)
+
+
+def collect(
+    simulator: Simulator[PrefixT, EpisodeT], roots: Sequence[PrefixT], keys: Sequence[DrawKey], plan: Plan
+) -> Rollouts[EpisodeT]:
+    """Fill the buffer for prompts `roots`; `keys[i]` fixes seed, step and prompt of all draws of prompt i."""
+    account = Account(prompts=len(roots))
+    attempts = [_Attempts[EpisodeT](i, key) for i, key in enumerate(keys)]
+    sampler = _Sampling(simulator, roots, attempts, account)
+    _base_phase(sampler, plan)
+    localisations = _localise_phase(attempts, plan, account) if plan.split.reset else []
+    groups = _reset_phase(sampler, plan)
+    used = {id(e) for g in groups for e in g.episodes}
+    discarded = [e for a in attempts for e in a.drawn if id(e) not in used]
+    account.discarded_rollouts = len(discarded)
+    account.discarded_tokens = sum(e.generated for e in discarded)
+    wave = plan.seeds.first_wave(plan.split) if plan.split.reset else plan.split.total
+    return Rollouts(groups, localisations, account, [tuple(a.drawn[:wave]) for a in attempts])
+
+
+@dataclass
+class _Sampling(Generic[PrefixT, EpisodeT]):
+    """The simulator with its account."""
+
+    simulator: Simulator[PrefixT, EpisodeT]
+    roots: Sequence[PrefixT]
+    attempts: list[_Attempts[EpisodeT]]
+    account: Account
+
+    def run(self, prefixes: Sequence[PrefixT], keys: Sequence[DrawKey]) -> list[EpisodeT]:
+        if not prefixes:
+            return []
+        episodes = list(self.simulator.continue_from(prefixes, keys))
+        self.account.batches += 1
+        self.account.rollouts += len(episodes)
+        self.account.tokens += sum(e.generated for e in episodes)
+        return episodes
+
+    def base_requests(self, prompt: int, count: int) -> tuple[list[PrefixT], list[DrawKey]]:
+        """Requests for `count` further rollouts of a prompt, numbered on from those it has."""
+        first = len(self.attempts[prompt].drawn)
+        key = self.attempts[prompt].key
+        return [self.roots[prompt]] * count, [key.at(phase=Phase.BASE, slot=first + i) for i in range(count)]
+
+
+def _base_phase(sampling: _Sampling[PrefixT, EpisodeT], plan: Plan) -> None:
+    split, attempts = plan.split, sampling.attempts
+    if not split.reset:  # GRPO: no seed to look for
+        _draw_base(sampling, {i: split.total for i in range(len(attempts))})
+        return
+    _draw_base(sampling, {i: plan.seeds.first_wave(split) for i in range(len(attempts))})
+    while more := {i: 1 for i, a in enumerate(attempts) if plan.seeds.wants_more(a.drawn, split)}:
+        _draw_base(sampling, more)
+    for a in attempts:
+        a.base, a.candidates = plan.seeds.base_and_candidates(a.drawn, split)
+
+
+def _draw_base(sampling: _Sampling[PrefixT, EpisodeT], counts: dict[int, int]) -> None:
+    requests = {i: sampling.base_requests(i, n) for i, n in counts.items()}
+    prefixes = [p for ps, _ in requests.values() for p in ps]
+    keys = [k for _, ks in requests.values() for k in ks]
+    episodes = iter(sampling.run(prefixes, keys))
+    for i, n in counts.items():
+        sampling.attempts[i].drawn += [next(episodes) for _ in range(n)]
+
+
+def _localise_phase(attempts: list[_Attempts[EpisodeT]], plan: Plan, account: Account) -> list[Localisation[EpisodeT]]:
+    """Choose seeds and cuts of all prompts with one call of the sampler."""
+    R = len(plan.split.reset)
+    policy = plan.seeds
+    account.no_failure += sum(not a.candidates for a in attempts)
+    live = [a for a in attempts if a.candidates]
+    u_pick = uniforms([a.key.at(phase=Phase.PICK) for a in live], 1)[:, 0] if live else np.empty(0)
+    if not policy.needs_rows:  # settle the seeds first, so that only they are localised
+        for a, u in zip(live, u_pick, strict=True):
+            ranked = policy.order(len(a.candidates), None, float(u))
+            a.candidates = [a.candidates[j] for j in ranked][:R]
+    asked = [e for a in live for e in a.candidates]
+    before = plan.sampler.spent.copy()
+    rows = plan.sampler.cut_probs(asked) if asked else []
+    spent = plan.sampler.spent.minus(before)
+    account.localisation_calls += spent.localisation_calls
+    account.localisation_tokens += spent.localisation_tokens
+    account.oracle_queries += spent.oracle_queries
+    account.localiser_rollouts += spent.rollouts
+    account.localiser_tokens += spent.tokens
+
+    out: list[Localisation[EpisodeT]] = []
+    remaining = iter(rows)
+    for a, u in zip(live, u_pick, strict=True):
+        a_rows = [next(remaining) for _ in a.candidates]
+        ranked = policy.order(len(a_rows), a_rows, float(u)) if policy.needs_rows else list(range(len(a_rows)))
+        chosen = [ranked[g % len(ranked)] for g in range(R)]
+        u_cut = uniforms([a.key.at(phase=Phase.CUT)], R)[0]
+        a.seeds = [a.candidates[j] for j in chosen]
+        a.cuts = draw_cuts([a_rows[j] for j in chosen], u_cut)
+        out += [Localisation(a.prompt, s, a_rows[j], k) for s, j, k in zip(a.seeds, chosen, a.cuts, strict=True)]
+        if min(a.cuts) < 0:  # one slot without a reset makes the prompt plain GRPO: its groups stay comparable
+            account.no_cut += 1
+            a.cuts = []
+    return out
+
+
+def _reset_phase(sampling: _Sampling[PrefixT, EpisodeT], plan: Plan) -> list[Group[EpisodeT]]:
+    """Reset groups, and the fill-in rollouts of prompts that fell back, in one batch; then all groups in order."""
+    split = plan.split
+    prefixes: list[PrefixT] = []
+    keys: list[DrawKey] = []
+    counts: list[int] = []
+    for i, a in enumerate(sampling.attempts):
+        if a.cuts:
+            more = [s.prefix(k) for s, k, size in zip(a.seeds, a.cuts, split.reset, strict=True) for _ in range(size)]
+            more_keys = [a.key.at(phase=Phase.RESET, slot=j) for j in range(len(more))]
+        else:
+            more, more_keys = sampling.base_requests(i, max(0, split.total - len(a.drawn)))
+        prefixes += more
+        keys += more_keys
+        counts.append(len(more))
+    episodes = iter(sampling.run(prefixes, keys))
+    groups: list[Group[EpisodeT]] = []
+    for i, (a, count) in enumerate(zip(sampling.attempts, counts, strict=True)):
+        new = [next(episodes) for _ in range(count)]
+        groups += _reset_groups(i, a, new, split) if a.cuts else _fallback_groups(i, a, new, split)
+    return groups
+
+
+def _reset_groups(prompt: int, a: _Attempts[EpisodeT], suffixes: list[EpisodeT], split: Split) -> list[Group[EpisodeT]]:
+    groups = _slice(prompt, a.base, split.base)
+    for g, group in enumerate(_slice(prompt, suffixes, split.reset)):
+        groups.append(replace(group, kind="reset", k=a.cuts[g], seed=a.seeds[g]))
+    return groups
+
+
+def _fallback_groups(prompt: int, a: _Attempts[EpisodeT], new: list[EpisodeT], split: Split) -> list[Group[EpisodeT]]:
+    """All slots are base rollouts, in the order drawn (which is iid): one group, or GRPO's own groups."""
+    a.drawn += new
+    return _slice(prompt, a.drawn, (split.total,) if split.reset else split.base)
+
+
+def _slice(prompt: int, episodes: list[EpisodeT], sizes: Sequence[int]) -> list[Group[EpisodeT]]:
+    ends = np.cumsum((0, *sizes))
+    return [Group(prompt, "base", tuple(episodes[b:e])) for b, e in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def group_advantages(
+    groups: Sequence[Group[EpisodeT]],
+    estimator: AdvantageEstimator,
+    reward: Callable[[EpisodeT], float] = lambda e: e.outcome,
+) -> list[NDArray[np.float64]]:
+    """Advantages of each group's episodes, in the groups' order; groups of equal size are estimated together."""
+    out: list[NDArray[np.float64]] = [np.empty(0)] * len(groups)
+    for size in {len(g.episodes) for g in groups}:
+        index = [i for i, g in enumerate(groups) if len(g.episodes) == size]
+        rewards_PG = np.array([[reward(e) for e in groups[i].episodes] for i in index])
+        for i, row in zip(index, estimator(rewards_PG), strict=True):
+            out[i] = row
+    return out

@@ -1,0 +1,340 @@
+"""Continue any prefixes, all in one batch, every draw from its own key.
+
+`ThoughtSimulator` is the language model's `cpi.simulate.Simulator`: a prefix is the token ids of prompt and thoughts so
+far, a continuation runs until a thought with a complete ``\\boxed{...}`` is closed, the end-of-sequence token, or a cap.
+
+`TransformersBackend` is a plain key-value-cache loop over any Hugging Face causal language model. It exists beside
+``model.generate`` for what resets need: token t of a rollout is sampled by inverse CDF from draw t of its key, whatever
+else is in the batch; a prefix shared by a group is computed once and its cache repeated; rows that are over leave the
+batch, so that short suffixes cost little beside long ones. `llm.vllm_backend` speaks the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from cpi.draws import DrawKey, uniforms
+from llm.tasks.base import Task
+from llm.thoughts import THOUGHT_END, Prefix, Prompts, ThoughtTrace, ThoughtWatch
+
+__all__ = [
+    "Backend",
+    "NoStop",
+    "Request",
+    "Sampled",
+    "Sampling",
+    "Stop",
+    "ThoughtSimulator",
+    "ThoughtStop",
+    "TokenText",
+    "TransformersBackend",
+]
+
+
+_DRAWS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn and when a response is cut. temperature 0 is greedy; lengths in tokens."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 4096
+    max_thoughts: int = 20
+    max_thought_tokens: int = 256
+
+
+class Stop(Protocol):
+    """Told every token of one row; says when the row is over."""
+
+    def push(self, piece: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to sample: context ids, the key of its draws, the index of its first draw, its budget and stop rule."""
+
+    ids: tuple[int, ...]
+    key: DrawKey
+    first_draw: int
+    max_tokens: int
+    stop: Stop
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One row as sampled, the end-of-sequence token included. over: it ended by stop rule or end-of-sequence."""
+
+    ids: list[int]
+    logprobs: list[float]
+    entropies: list[float]
+    over: bool
+
+
+class Backend(Protocol):
+    """Where tokens come from. Rows come back in the order of the requests."""
+
+    def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]: ...
+
+
+class TokenText:
+    """The text of single tokens, special tokens empty; decoded once each."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = str(self._tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            self._pieces[token] = piece
+        return piece
+
+
+class ThoughtStop:
+    """A response is over when a thought with a complete box is closed, or when a thought or their number is too big."""
+
+    def __init__(self, thoughts_left: int, max_thought_tokens: int) -> None:
+        self.watch = ThoughtWatch()
+        self._thoughts_left = thoughts_left
+        self._max_thought_tokens = max_thought_tokens
+
+    def push(self, piece: str) -> bool:
+        self.watch.push(piece)
+        too_many = len(self.watch.ends) >= self._thoughts_left
+        return self.watch.over or too_many or self.watch.open_tokens >= self._max_thought_tokens
+
+
+class NoStop:
+    """Nothing but the end-of-sequence token or the budget ends the row."""
+
+    def push(self, piece: str) -> bool:
+        return False
+
+
+@dataclass
+class TransformersBackend:
+    """Samples from a Hugging Face causal language model, `max_rows` rows at a time.
+
+    `model` may be exchanged between calls: during a step the trainer puts the unwrapped model of accelerate here.
+    """
+
+    model: Any
+    eos_ids: frozenset[int]
+    pad_id: int
+    text: TokenText
+    max_rows: int = 512
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> TransformersBackend:
+        eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+        listed = eos if isinstance(eos, list) else [eos]
+        eos_ids = frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+        pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids))
+        return cls(model, eos_ids, pad_id, TokenText(tokenizer), max_rows)
+
+    def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
+        out: list[Sampled] = [Sampled([], [], [], False)] * len(requests)
+        longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
+        with torch.no_grad(), _evaluating(self.model):
+            for begin in range(0, len(requests), self.max_rows):
+                chunk = longest_first[begin : begin + self.max_rows]
+                rows = _Rows(self.model, [requests[i] for i in chunk], self, temperature, top_p)
+                for i, sampled in zip(chunk, rows.run(), strict=True):
+                    out[i] = sampled
+        return out
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """No dropout, and a cache even under gradient checkpointing, which is off outside training mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+class _Rows:
+    """One batch of rows being sampled. `live` holds the positions of rows that are not over."""
+
+    def __init__(
+        self, model: Any, requests: Sequence[Request], backend: TransformersBackend, temperature: float, top_p: float
+    ) -> None:
+        self.model, self.requests, self.backend = model, requests, backend
+        self.temperature, self.top_p = temperature, top_p
+        self.device = next(model.parameters()).device
+        self.dtype = torch.float32 if self.device.type == "mps" else torch.float64  # Apple GPUs lack float64
+        self.done = [Sampled([], [], [], False) for _ in requests]
+        self.over = np.array([r.max_tokens <= 0 for r in requests])
+        self._u_NT = np.empty((len(requests), 0))
+
+    def _uniforms(self, rows: np.ndarray, t: int) -> torch.Tensor:
+        """Draw `first_draw + t` of each row's key; drawn in chunks, since most rows end early."""
+        if t >= self._u_NT.shape[1]:
+            more = [uniforms([r.key], _DRAWS_AT_ONCE, start=r.first_draw + t) for r in self.requests]
+            self._u_NT = np.concatenate([self._u_NT, np.concatenate(more)], axis=1)
+        return torch.as_tensor(self._u_NT[rows, t], device=self.device, dtype=self.dtype)
+
+    def run(self) -> list[Sampled]:
+        live = np.flatnonzero(~self.over)
+        if live.size == 0:
+            return self.done
+        logits, cache, attention = self._prefill(live)
+        t = 0
+        while True:
+            tokens = self._draw(logits, live, t)
+            t += 1
+            keep = ~self.over[live]
+            if not keep.any():
+                return self.done
+            if not keep.all():  # rows that are over leave the batch
+                index = torch.as_tensor(np.flatnonzero(keep), device=self.device)
+                cache.batch_select_indices(index)
+                attention, tokens, live = attention[index], tokens[index], live[keep]
+            attention = torch.cat([attention, attention.new_ones(len(live), 1)], dim=1)
+            positions = attention.sum(dim=1, keepdim=True) - 1
+            logits = self.model(
+                input_ids=tokens[:, None],
+                attention_mask=attention,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+
+    def _prefill(self, live: np.ndarray) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+        """Each distinct context once, left-padded; then logits and cache repeated for the rows that share it."""
+        contexts = list(dict.fromkeys(self.requests[i].ids for i in live))
+        where = {ids: c for c, ids in enumerate(contexts)}
+        width = max(len(ids) for ids in contexts)
+        pad = self.backend.pad_id
+        ids_CT = torch.tensor([[pad] * (width - len(c)) + list(c) for c in contexts], device=self.device)
+        attention = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=self.device)
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        logits = self.model(
+            input_ids=ids_CT,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        index = torch.tensor([where[self.requests[i].ids] for i in live], device=self.device)
+        cache.batch_select_indices(index)
+        return logits[index], cache, attention[index]
+
+    def _draw(self, logits_NV: torch.Tensor, live: np.ndarray, t: int) -> torch.Tensor:
+        logp_NV = torch.log_softmax(logits_NV.float() / (self.temperature or 1.0), dim=-1)
+        if self.temperature == 0:
+            tokens = logp_NV.argmax(dim=-1)
+        else:
+            probs_NV = logp_NV.to(self.dtype).exp()
+            tokens = _inverse_cdf(_top_p(probs_NV, self.top_p), self._uniforms(live, t))
+        chosen = logp_NV.gather(1, tokens[:, None])[:, 0].tolist()
+        entropies = -(logp_NV.exp() * logp_NV).nan_to_num().sum(dim=-1)
+        for row, token, logprob, entropy in zip(live, tokens.tolist(), chosen, entropies.tolist(), strict=True):
+            self._append(int(row), token, logprob, entropy)
+        return tokens
+
+    def _append(self, row: int, token: int, logprob: float, entropy: float) -> None:
+        request, sampled = self.requests[row], self.done[row]
+        sampled.ids.append(token)
+        sampled.logprobs.append(logprob)
+        sampled.entropies.append(entropy)
+        ended = token in self.backend.eos_ids or request.stop.push(self.backend.text(token))
+        if ended:
+            self.done[row] = Sampled(sampled.ids, sampled.logprobs, sampled.entropies, True)
+        self.over[row] = ended or len(sampled.ids) >= request.max_tokens
+
+
+def _top_p(probs_NV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest set of most probable tokens whose mass reaches top_p, renormalised (Holtzman et al. 2020)."""
+    if top_p >= 1.0:
+        return probs_NV
+    ordered, index = probs_NV.sort(dim=-1, descending=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= top_p
+    kept = probs_NV.scatter(1, index, ordered.masked_fill(outside, 0.0))
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def _inverse_cdf(probs_NV: torch.Tensor, u_N: torch.Tensor) -> torch.Tensor:
+    """The token that u falls on, in the order of token ids, as `cpi.draws.inverse_cdf` on a table."""
+    cdf = probs_NV.cumsum(dim=-1)
+    u = (u_N * cdf[:, -1])[:, None]
+    return torch.searchsorted(cdf, u, right=True)[:, 0].clamp(max=probs_NV.shape[1] - 1)
+
+
+@dataclass
+class ThoughtSimulator:
+    """Continues prefixes of thoughts with a language model and has the task score the results, in one batch each."""
+
+    backend: Backend
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    prompts: Prompts
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        self._text = TokenText(self.tokenizer)
+
+    def root(self, problem: Any) -> Prefix:
+        """The start state of a problem: its prompt's token ids and no thought."""
+        text = self.prompts.solve(self.tokenizer, problem.question)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Prefix(problem, tuple(ids))
+
+    def continue_from(self, prefixes: Sequence[Prefix], keys: Sequence[DrawKey]) -> list[ThoughtTrace]:
+        stops = [ThoughtStop(self.sampling.max_thoughts - p.k, self.sampling.max_thought_tokens) for p in prefixes]
+        requests = [
+            Request(
+                ids=p.prompt_ids + p.thought_ids,
+                key=key,
+                first_draw=len(p.thought_ids),
+                max_tokens=self.sampling.max_tokens - len(p.thought_ids),
+                stop=stop,
+            )
+            for p, key, stop in zip(prefixes, keys, stops, strict=True)
+        ]
+        sampled = self.backend.sample(requests, self.sampling.temperature, self.sampling.top_p)
+        texts = [self._decode(p.thought_ids + tuple(s.ids)) for p, s in zip(prefixes, sampled, strict=True)]
+        scores = self.task.score([p.problem for p in prefixes], texts) if prefixes else []
+        rows = zip(prefixes, keys, sampled, texts, scores, strict=True)
+        return [self._trace(prefix, key, row, text, score) for prefix, key, row, text, score in rows]
+
+    def _trace(self, prefix: Prefix, key: DrawKey, row: Sampled, text: str, score: Any) -> ThoughtTrace:
+        ids = prefix.thought_ids + tuple(row.ids)
+        watch = ThoughtWatch()
+        for token in row.ids:
+            watch.push(self._text(token))
+        ends = [*prefix.ends, *(len(prefix.thought_ids) + e for e in watch.ends)]
+        if watch.has_open_text:  # cut off in the middle of a thought: the last thought is an unfinished one
+            ends.append(len(ids))
+        spans = zip([0, *ends[:-1]], ends, strict=True) if ends else []
+        return ThoughtTrace(
+            problem=prefix.problem,
+            prompt_ids=prefix.prompt_ids,
+            ids=ids,
+            ends=tuple(ends),
+            thoughts=tuple(self._decode(ids[b:e]).replace(THOUGHT_END, "").strip() for b, e in spans),
+            start=prefix.k,
+            text=text,
+            score=score,
+            key=key,
+            finished=row.over,
+            logprobs=tuple(row.logprobs),
+            entropies=tuple(row.entropies),
+        )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,110 @@
+"""Per-step metrics of a run: sums on each process, merged over processes, then shares and means.
+
+Sums come first and ratios last, so a run on two processes reports what a run on one does. The accuracy of a step is
+measured on the fresh rollouts of the current policy (`Rollouts.fresh`), not on the base groups, whose mean the paper's
+seed policy biases upwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpi.groups import Localisation, Rollouts, failed
+from llm.tasks.base import Task
+from llm.thoughts import ThoughtTrace
+
+__all__ = ["merge", "step_metrics", "step_sums"]
+
+
+def step_sums(
+    rollouts: Rollouts[ThoughtTrace], advantages: Sequence[NDArray[np.float64]], task: Task, answers: Mapping[str, int]
+) -> dict[str, float]:
+    """Sums over the prompts of one process. `answers` counts the localiser's parse statuses of this step."""
+    fresh = [t for ts in rollouts.fresh for t in ts]
+    reset = [t for g in rollouts.groups if g.kind == "reset" for t in g.episodes]
+    trained = rollouts.episodes()
+    statuses = Counter(t.score.status for t in trained)
+    return {
+        **{name: float(value) for name, value in asdict(rollouts.account).items()},
+        "fresh": len(fresh),
+        "fresh_reward": sum(t.outcome for t in fresh),
+        "fresh_correct": sum(not failed(t) for t in fresh),
+        "reset": len(reset),
+        "reset_reward": sum(t.outcome for t in reset),
+        "trained": len(trained),
+        "truncated": sum(not t.finished for t in trained),
+        "trained_tokens": sum(t.generated for t in trained),
+        "groups": len(rollouts.groups),
+        "groups_with_signal": sum(bool(np.any(a != 0)) for a in advantages),
+        **{f"verifier/{status}": float(statuses[status]) for status in ("unparsable", "timeout", "error")},
+        **{f"answers/{status}": float(n) for status, n in answers.items()},
+        **_localisation_sums(rollouts.localisations, task),
+    }
+
+
+def _localisation_sums(localisations: Sequence[Localisation[ThoughtTrace]], task: Task) -> dict[str, float]:
+    sums = dict.fromkeys(("cuts", "cut_sum", "known", "exact", "clean", "deviation"), 0.0)
+    for loc in localisations:
+        if loc.k < 0:
+            continue
+        sums["cuts"] += 1
+        sums["cut_sum"] += loc.k
+        true = task.first_error(loc.seed.problem, loc.seed.thoughts)
+        if true is not None:
+            sums["known"] += 1
+            sums["exact"] += loc.k == true
+            sums["clean"] += loc.k <= true
+            sums["deviation"] += loc.k - true
+    return sums
+
+
+def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The sums of all processes."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def _ratio(sums: Mapping[str, float], over: str, under: str) -> float | None:
+    return sums[over] / sums[under] if sums[under] else None
+
+
+def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
+    """What `metrics.jsonl` holds for a step: shares are None where there is nothing to take a share of."""
+    return {
+        "accuracy": _ratio(sums, "fresh_correct", "fresh"),
+        "reward": _ratio(sums, "fresh_reward", "fresh"),
+        "reset_reward": _ratio(sums, "reset_reward", "reset"),
+        "groups_with_signal": _ratio(sums, "groups_with_signal", "groups"),
+        "truncated": _ratio(sums, "truncated", "trained"),
+        "mean_tokens": _ratio(sums, "trained_tokens", "trained"),
+        "localiser_exact": _ratio(sums, "exact", "known"),
+        "localiser_clean": _ratio(sums, "clean", "known"),
+        "localiser_deviation": _ratio(sums, "deviation", "known"),
+        "mean_cut": _ratio(sums, "cut_sum", "cuts"),
+        **{name: sums[name] for name in _COUNTS},
+        **{name: value for name, value in sums.items() if "/" in name},
+    }
+
+
+_COUNTS = (
+    "rollouts",
+    "tokens",
+    "discarded_rollouts",
+    "discarded_tokens",
+    "localisation_calls",
+    "localisation_tokens",
+    "localiser_rollouts",
+    "localiser_tokens",
+    "oracle_queries",
+    "no_failure",
+    "no_cut",
+    "batches",
+)

@@ -1,0 +1,119 @@
+"""The folder of a run: what it holds, who may write to it, and what a resumed run takes from it.
+
+config.yaml        the full config                      metrics.jsonl   one row a step, free of timings
+versions.json      library versions, device, threads    timing.jsonl    seconds and tokens a step
+before.json        measurement before training          rollouts.jsonl  a sample of rollouts a step
+checkpoints/       `checkpoint-N`, resumable            model/          the trained model or adapter
+result.json        before, after, budget                figure.png      learning curve
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from llm.config import ConfigError, to_yaml
+
+__all__ = ["RunFolder", "default_folder", "open_run", "versions"]
+
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "math-verify", "reasoning-gym")
+
+
+def versions() -> dict[str, Any]:
+    """What a figure has to be traced to: versions, device, threads."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.machine()
+    return {"python": platform.python_version(), **found, "device": device, "threads": torch.get_num_threads()}
+
+
+def default_folder(stem: str) -> Path:
+    """``runs/STEM-NNN`` with the first free number."""
+    numbers = (Path("runs") / f"{stem}-{i:03d}" for i in range(1, 10_000))
+    return next(folder for folder in numbers if not folder.exists())
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and the few ways in which its files are written."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def read_json(self, name: str) -> Any | None:
+        return json.loads(self.file(name).read_text(encoding="utf-8")) if self.file(name).is_file() else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Written whole or not at all: a killed run leaves no half file."""
+        temporary = self.file(name + ".part")
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        os.replace(temporary, self.file(name))
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        with self.file(name).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a JSONL file; a last line cut off by a kill is dropped."""
+        if not self.file(name).is_file():
+            return []
+        lines = self.file(name).read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def keep_steps(self, step: int) -> None:
+        """Drop the rows of steps >= `step` from every JSONL file: those that a resumed run does again."""
+        for name in ("metrics.jsonl", "timing.jsonl", "rollouts.jsonl"):
+            kept = [row for row in self.rows(name) if row["step"] < step]
+            temporary = self.file(name + ".part")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            os.replace(temporary, self.file(name))
+
+
+def open_run(config: Any, folder: Path, resume: bool) -> RunFolder:
+    """A fresh folder with the config in it, or an existing one with the same config. Raises ConfigError otherwise."""
+    if resume:
+        _check_same(config, folder)
+        return RunFolder(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists; give another --output, or --resume to go on with that run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; give another --output") from error
+    return RunFolder(folder)
+
+
+def _check_same(config: Any, folder: Path) -> None:
+    """A resumed run must be the same run; only its length may grow (the schedule of prompts is extended)."""
+    try:
+        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one") from error
+    for name, value in dataclasses.asdict(config).items():
+        if name in ("output", "resume") or saved.get(name) == value:
+            continue
+        if name == "steps" and value >= saved[name]:
+            continue
+        raise ConfigError(
+            f"{folder} was run with {name}={saved.get(name)!r}, not {value!r}; resume with the same config "
+            f"(--config {folder / 'config.yaml'}), or start a new run"
+        )

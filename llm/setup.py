@@ -1,0 +1,99 @@
+"""From a config's names to objects: model and tokenizer, task, simulator, localisers, method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from llm.config import ConfigError
+from llm.generate import Sampling, ThoughtSimulator, TransformersBackend
+from llm.localize import OracleLocalizer, SelfLocalizer
+from llm.methods import Localizers
+from llm.tasks.base import Problem, Task
+from llm.thoughts import BarePrompts, InstructPrompts, Prompts
+
+__all__ = ["TINY", "World", "build_world", "check_lengths", "load_model", "resolve_model"]
+
+TINY = Path(__file__).parent / "tiny" / "checkpoint"
+
+
+@dataclass
+class World:
+    """A model that can be re-entered on a task, and the localisers over it."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    prompts: Prompts
+    backend: TransformersBackend
+    simulator: ThoughtSimulator
+    localizers: Localizers
+
+    def at_temperature(self, temperature: float) -> ThoughtSimulator:
+        """The same simulator at another sampling temperature (0: greedy)."""
+        sampling = Sampling(**{**vars(self.simulator.sampling), "temperature": temperature})
+        return ThoughtSimulator(self.backend, self.tokenizer, self.task, self.prompts, sampling)
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub id of a model; ``tiny`` is the embedded default. Raises ConfigError for a missing folder."""
+    if name == "tiny":
+        return str(TINY)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if Path(name).expanduser().is_dir():
+        if not (Path(name).expanduser() / "config.json").is_file():
+            raise ConfigError(f"{name} holds no config.json; give the folder of a Hugging Face model")
+        return str(Path(name).expanduser())
+    if looks_local:
+        raise ConfigError(f"there is no model folder {name}; give a folder, a hub id (owner/name), or `tiny`")
+    return name
+
+
+def load_model(name: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a folder or hub id, in the given dtype ("float32", "bfloat16")."""
+    place = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"cannot load model {name}: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def build_world(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    sampling: Sampling,
+    max_rows: int,
+    localize_temperature: float,
+    localize_tokens: int,
+) -> World:
+    """All that samples, around one model. A tokenizer without a chat template gets `BarePrompts`."""
+    prompts: Prompts = InstructPrompts() if tokenizer.chat_template else BarePrompts()
+    backend = TransformersBackend.of(model, tokenizer, max_rows)
+    simulator = ThoughtSimulator(backend, tokenizer, task, prompts, sampling)
+    self_localizer = SelfLocalizer(
+        backend, tokenizer, prompts, temperature=localize_temperature, max_tokens=localize_tokens
+    )
+    return World(model, tokenizer, task, prompts, backend, simulator, Localizers(self_localizer, OracleLocalizer(task)))
+
+
+def check_lengths(world: World, problems: list[Problem]) -> None:
+    """Raise ConfigError where a prompt and a full response do not fit the model's context."""
+    context = getattr(world.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
+    if longest + world.simulator.sampling.max_tokens > context:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens; with {world.simulator.sampling.max_tokens} response tokens it "
+            f"exceeds the model's context of {context}: lower --max-tokens or use shorter questions"
+        )

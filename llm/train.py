@@ -1,0 +1,345 @@
+"""``python -m llm.train``: train a model with GRPO, RRPO, SRPO or oracle-SRPO, and say what it bought and cost."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from transformers.utils import logging as hf_logging
+from trl import GRPOConfig
+
+from llm.config import ConfigError, option, run_command
+from llm.generate import Sampling
+from llm.measure import measure
+from llm.methods import METHODS, SEED_POLICIES, SPLITS, Method
+from llm.plots import training_figure
+from llm.runs import RunFolder, default_folder, open_run, versions
+from llm.setup import World, build_world, check_lengths, load_model
+from llm.tasks import load_task
+from llm.tasks.base import Problem
+from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, schedule
+
+__all__ = ["TrainConfig", "main"]
+
+_BUDGET = ("rollouts", "tokens", "localisation_calls", "localisation_tokens", "discarded_rollouts", "oracle_queries")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a language model with resets. Without options: SRPO on the embedded default model, a few minutes."""
+
+    model: str = option("tiny", "Folder or hub id of a causal language model; tiny is the embedded default.")
+    task: str = option("chains", "Task, with its dials: chains, chains:steps=6,hard=4, reasoning_gym:NAME, ...")
+    method: str = option("srpo", "Method.", tuple(METHODS))
+    split: str = option("1x4", "Layout of a prompt's slots; grpo takes all of them as one group.", tuple(SPLITS))
+    seed_policy: str = option("first-failure", "Which failed attempt is re-entered.", tuple(SEED_POLICIES))
+    seed: int = option(0, "Seed of every random draw.")
+    steps: int = option(30, "Training steps (batches of prompts).")
+    prompts: int = option(32, "Prompts a step, over all processes.")
+    train_problems: int = option(2048, "Size of the training set; it is gone through again when used up.")
+    eval_problems: int = option(200, "Held-out problems measured before and after; 0 for none.")
+    learning_rate: float = option(1e-3, "Of AdamW, constant. Models with LoRA: the paper uses 5e-5.")
+    weight_decay: float = option(0.01, "Of AdamW.")
+    grad_clip: float = option(1.0, "Maximal norm of the gradient.")
+    clip: float = option(0.0, "PPO's ratio bound (0.2 is usual); 0 for none, as in the paper.")
+    prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
+    micro_rows: int = option(64, "Rollouts in one backward pass, on each process.")
+    sample_rows: int = option(512, "Rollouts sampled at once, on each process.")
+    temperature: float = option(0.7, "Sampling temperature of rollouts.")
+    top_p: float = option(0.95, "Nucleus of rollouts and of localisation.")
+    max_tokens: int = option(128, "Response tokens. The paper: 4096.")
+    max_thoughts: int = option(20, "Thoughts of a response.")
+    max_thought_tokens: int = option(64, "Tokens of a thought. The paper: 256.")
+    localize_temperature: float = option(0.3, "Sampling temperature of localisation answers.")
+    localize_tokens: int = option(16, "Tokens of a localisation answer. Reasoning models need hundreds.")
+    lora: bool = option(False, "Train a LoRA adapter on all linear layers instead of the weights.")
+    lora_rank: int = option(64, "Rank of the adapter.")
+    lora_alpha: int = option(64, "Scale of the adapter.")
+    dtype: str = option("float32", "Of the weights; bfloat16 for GPUs.", ("float32", "bfloat16"))
+    gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")
+    threads: int = option(0, "Torch threads; 0 for one per core, or one where other work loads the machine.")
+    save_every: int = option(10, "Steps between checkpoints.")
+    sample_every: int = option(5, "Steps between samples of rollouts in rollouts.jsonl.")
+    report_to: str = option("none", "Loggers of transformers: none, tensorboard, wandb.")
+    output: str = option("", "Run folder; by default runs/METHOD-TASK-sSEED-NNN.")
+    resume: bool = option(False, "Go on with the run in --output from its last whole checkpoint.")
+
+
+def _check(config: TrainConfig) -> None:
+    positive = (
+        "steps",
+        "prompts",
+        "train_problems",
+        "max_tokens",
+        "max_thoughts",
+        "max_thought_tokens",
+        "micro_rows",
+        "sample_rows",
+        "localize_tokens",
+        "save_every",
+        "sample_every",
+        "lora_rank",
+    )
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in ("seed", "eval_problems", "threads", "clip", "weight_decay", "localize_temperature"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
+    if not config.temperature > 0:
+        raise ConfigError("temperature must be positive: a greedy policy has nothing to compare in a group")
+    if not 0 < config.top_p <= 1:
+        raise ConfigError(f"top_p must lie in (0, 1], got {config.top_p}")
+    if not (config.learning_rate > 0 and math.isfinite(config.learning_rate)):
+        raise ConfigError(f"learning_rate must be positive, got {config.learning_rate}")
+    if config.resume and not config.output:
+        raise ConfigError("--resume needs --output, the folder of the run to go on with")
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig:
+    """One optimiser step per batch of rollouts; rows of a prompt stay on one process."""
+    rows = config.prompts * total
+    if config.prompts % _processes():
+        raise ConfigError(f"prompts must be a multiple of the {_processes()} processes, got {config.prompts}")
+    local = rows // _processes()
+    micro = next(m for m in range(min(config.micro_rows, local), 0, -1) if local % m == 0)
+    return GRPOConfig(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=local // micro,
+        steps_per_generation=local // micro,
+        num_generations=total,
+        max_completion_length=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        loss_type="grpo",
+        scale_rewards="none",
+        beta=0.0,
+        epsilon=config.clip or 1e9,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.grad_clip,
+        max_steps=config.steps,
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=config.report_to,
+        logging_dir=None,
+        seed=config.seed,
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        bf16=False,
+        gradient_checkpointing=config.gradient_checkpointing,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
+    )
+
+
+class _Reporter:
+    """Progress bar, metrics and samples of a run; on the main process only."""
+
+    def __init__(self, config: TrainConfig, run: RunFolder, first_step: int) -> None:
+        self.config, self.run = config, run
+        self.clock = time.perf_counter()
+        self.bar = tqdm(total=config.steps, initial=first_step, desc=config.method, unit="step", disable=not _is_main())
+
+    def on_step(self, step: Step) -> None:
+        if not _is_main() or step.number % self.config.sample_every:
+            return
+        group_of = [
+            (g, e, a)
+            for g, row in zip(step.rollouts.groups, step.advantages, strict=True)
+            for e, a in zip(g.episodes, row, strict=True)
+        ]
+        for group, trace, advantage in group_of:
+            if group.prompt > 0:
+                continue
+            self.run.append(
+                "rollouts.jsonl",
+                {
+                    "step": step.number,
+                    "question": trace.problem.question,
+                    "answer": trace.problem.answer,
+                    "kind": group.kind,
+                    "kept": trace.start,
+                    "thoughts": list(trace.thoughts),
+                    "seed": list(group.seed.thoughts) if group.seed else None,
+                    "reward": trace.outcome,
+                    "advantage": float(advantage),
+                },
+            )
+
+    def on_log(self, row: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        tokens = row["tokens"] + row["localisation_tokens"] + row["localiser_tokens"]
+        self.run.append("metrics.jsonl", row)
+        self.run.append("timing.jsonl", {"step": row["step"], "seconds": seconds, "tokens": tokens})
+        shown = {"accuracy": row["accuracy"], "suffix": row["reset_reward"], "exact": row["localiser_exact"]}
+        shown = {name: f"{value:.2f}" for name, value in shown.items() if value is not None}
+        self.bar.set_postfix({**shown, "tok/s": f"{tokens / seconds:.0f}"}, refresh=False)
+        self.bar.update()
+
+
+def _build(config: TrainConfig) -> tuple[World, Method, list[Problem], list[Problem]]:
+    task = load_task(config.task)
+    problems = task.problems("train", config.train_problems, config.seed)
+    held_out = task.problems("eval", config.eval_problems, config.seed) if config.eval_problems else []
+    model, tokenizer = load_model(config.model, config.dtype)
+    sampling = Sampling(
+        config.temperature, config.top_p, config.max_tokens, config.max_thoughts, config.max_thought_tokens
+    )
+    world = build_world(
+        model, tokenizer, task, sampling, config.sample_rows, config.localize_temperature, config.localize_tokens
+    )
+    check_lengths(world, [*problems, *held_out])
+    method = METHODS[config.method](SPLITS[config.split], SEED_POLICIES[config.seed_policy], world.localizers)
+    return world, method, problems, held_out
+
+
+def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
+    """The checkpoint to go on from; unfinished and corrupt ones are named and passed over."""
+    if not resume:
+        return None
+    whole, broken = complete_checkpoints(run.checkpoints)
+    for folder in broken:
+        print(f"{folder.name} is unfinished or corrupt and is passed over", file=sys.stderr)
+    if broken and not whole:
+        raise RunError(f"no checkpoint in {run.checkpoints} is whole; start the run anew in another --output")
+    return whole[0] if whole else None
+
+
+def _train(trainer: ResetTrainer, checkpoint: Path | None, run: RunFolder) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {run.path}: {error.strerror}; free space, then go on with --resume from the last "
+            "whole checkpoint"
+        ) from error
+
+
+def main(config: TrainConfig) -> dict[str, Any]:
+    """Run a config to its end; returns what `result.json` holds. Raises ConfigError, TaskError or RunError."""
+    _check(config)
+    hf_logging.set_verbosity_error()
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world, method, problems, held_out = _build(config)
+    stem = f"{config.method}-{config.task.partition(':')[0]}-s{config.seed}"
+    folder = Path(config.output) if config.output else default_folder(stem)
+    run = open_run(config, folder, config.resume) if _is_main() else RunFolder(folder)
+    checkpoint = _checkpoint(run, config.resume)
+    first_step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+
+    before = run.read_json("before.json")
+    if _is_main():
+        run.keep_steps(first_step)
+        run.write_json("versions.json", versions())
+        if before is None and held_out:
+            before = measure(world, held_out, config.seed)
+            run.write_json("before.json", before)
+    reporter = _Reporter(config, run, first_step)
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
+    trainer = ResetTrainer(
+        simulator=world.simulator,
+        backend=world.backend,
+        method=method,
+        problems=problems,
+        prefix_mask=config.prefix_mask,
+        on_step=reporter.on_step,
+        on_log=reporter.on_log,
+        model=world.model,
+        processing_class=world.tokenizer,
+        train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
+        args=_trainer_args(config, method.plan.split.total, run),
+        peft_config=lora if config.lora else None,
+    )
+    _train(trainer, checkpoint, run)
+    reporter.bar.close()
+    trainer.save_model(str(run.file("model")))
+    if not trainer.accelerator.is_main_process:
+        return {}
+    world.tokenizer.save_pretrained(run.file("model"))
+    world.backend.model = trainer.accelerator.unwrap_model(trainer.model)
+    result = _result(config, run, before, measure(world, held_out, config.seed) if held_out else None)
+    run.write_json("result.json", result)
+    training_figure(run.rows("metrics.jsonl"), result, run.file("figure.png"))
+    _print_result(result, run)
+    return result
+
+
+def _result(config: TrainConfig, run: RunFolder, before: Any, after: Any) -> dict[str, Any]:
+    rows = run.rows("metrics.jsonl")
+    return {
+        "method": config.method,
+        "model": config.model,
+        "task": config.task,
+        "seed": config.seed,
+        "steps": config.steps,
+        "before": before,
+        "after": after,
+        "budget": {name: sum(row[name] for row in rows) for name in _BUDGET},
+        "seconds": sum(row["seconds"] for row in run.rows("timing.jsonl")),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "versions": versions(),
+    }
+
+
+def _cell(measured: dict[str, Any] | None, name: str) -> str:
+    value = (measured["localiser"] if name in ("exact", "clean") else measured).get(name) if measured else None
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "-"
+
+
+def _print_result(result: dict[str, Any], run: RunFolder) -> None:
+    n = result["before"]["problems"] if result["before"] else 0
+    table = Table(title=f"{result['method']} on {result['task']}, {result['steps']} steps, seed {result['seed']}")
+    for column in (f"{n} held-out problems, 95% intervals", "before", "after"):
+        table.add_column(column)
+    names = {
+        "greedy": "accuracy, greedy",
+        "sampled": "accuracy, sampled",
+        "exact": "localiser exact",
+        "clean": "localiser clean (not late)",
+    }
+    for name, title in names.items():
+        table.add_row(title, _cell(result["before"], name), _cell(result["after"], name))
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table)
+    budget = result["budget"]
+    console.print(
+        f"budget: {budget['rollouts']:.0f} rollouts ({budget['discarded_rollouts']:.0f} discarded), "
+        f"{budget['tokens']:.0f} tokens, {budget['localisation_tokens']:.0f} localisation tokens in "
+        f"{budget['localisation_calls']:.0f} answers; {result['seconds']:.0f} s of training, "
+        f"peak memory {result['peak_memory_mib']} MiB",
+        highlight=False,
+    )
+    console.print(f"run folder: {run.path} (result.json, metrics.jsonl, figure.png, model/)", highlight=False)
+
+
+if __name__ == "__main__":
+    run_command(main, TrainConfig, "llm.train")

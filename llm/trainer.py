@@ -1,0 +1,217 @@
+"""`ResetTrainer`: Algorithm 2 on TRL's `GRPOTrainer`, as the thinnest possible skin.
+
+TRL keeps the optimiser, LoRA, accelerate (several processes), checkpoints and loggers. This class adds the rollouts
+(`cpi.groups.collect` through TRL's `rollout_func`) and replaces the advantages (`cpi.advantages`), and nothing else.
+
+Deviations from the paper:
+ 1. The loss is TRL's ``grpo``: the mean over all rollouts of the batch of each rollout's mean over its own tokens. The
+    paper sums the base and the reset group's means; the factor 1/2 between them is a matter of the learning rate.
+ 2. Clipping is off (a ratio bound of 1e9) unless asked for; with one update per batch the ratio is 1 anyway.
+ 3. A fallback prompt (no failure, or no usable localisation) is one GRPO group of all its slots.
+
+Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
+ 4. `rollout_func` returns the rows of whole prompts, base and reset slots together; ``env_mask`` hides the inherited
+    prefix from the loss, attention still sees it.
+ 5. TRL's group advantages (Bessel's std, eps 1e-4, groups by position) are overwritten by ours after scoring.
+ 6. TRL's reward metrics are dropped: they describe its own groups. `log` writes ours.
+ 7. The order of prompts is a data set written out for the whole run (`schedule`), so there is only one epoch for TRL
+    and a run resumed in its third pass over the problems sees what an uninterrupted one sees.
+ 8. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from cpi.draws import DrawKey
+from cpi.groups import Rollouts, collect, group_advantages
+from llm.generate import ThoughtSimulator, TransformersBackend
+from llm.methods import Method
+from llm.metrics import merge, step_metrics, step_sums
+from llm.tasks.base import Problem
+from llm.thoughts import ThoughtTrace
+
+__all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "schedule"]
+
+_COMPLETE = "complete.json"
+
+
+class RunError(ValueError):
+    """A run cannot go on; the message is one line that says what to do."""
+
+
+def schedule(num_problems: int, prompts_per_step: int, steps: int, seed: int) -> Dataset:
+    """The prompts of a whole run: row i is prompt i mod prompts_per_step of step i // prompts_per_step.
+
+    Each pass over the problems is a permutation of its own, a function of (seed, pass).
+    """
+    total = prompts_per_step * steps
+    passes = math.ceil(total / num_problems)
+    order = np.concatenate([np.random.default_rng([seed, p]).permutation(num_problems) for p in range(passes)])[:total]
+    step = np.arange(total) // prompts_per_step
+    return Dataset.from_dict({"prompt": [str(i) for i in order], "index": order, "step": step})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did on this process: the buffer, and the advantages of each group."""
+
+    number: int
+    rollouts: Rollouts[ThoughtTrace]
+    advantages: list[NDArray[np.float64]]
+
+
+class ResetTrainer(GRPOTrainer):
+    """TRL's trainer with Algorithm 2's rollouts and advantages; see the module's docstring for the deviations.
+
+    on_step is called on every process after the rollouts of a step, on_log on the main process with the step's
+    metrics; both are for reporting and change nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        simulator: ThoughtSimulator,
+        backend: TransformersBackend,
+        method: Method,
+        problems: Sequence[Problem],
+        args: GRPOConfig,
+        prefix_mask: bool = True,
+        on_step: Callable[[Step], None],
+        on_log: Callable[[dict[str, float | None]], None],
+        **kwargs: Any,
+    ) -> None:
+        self.simulator, self.backend, self.method, self.problems = simulator, backend, method, problems
+        self.prefix_mask, self.on_step, self.on_log = prefix_mask, on_step, on_log
+        self._inputs: list[dict[str, Any]] = []
+        self._own_metrics: dict[str, float | None] = {}
+        self._answers: Counter[str] = Counter()
+        super().__init__(reward_funcs=_outcome, args=args, rollout_func=self._roll_out, **kwargs)
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """The backend samples from the bare model. Entered once a step on every process: gathering is collective."""
+        outside = self.backend.model
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            self.backend.model = model
+            try:
+                yield
+            finally:
+                self.backend.model = outside
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._inputs = inputs  # rollout_func is handed the prompts only
+        outputs: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        advantages = torch.as_tensor(np.concatenate(self._step.advantages), dtype=torch.float32)
+        outputs["advantages"] = advantages.to(self.accelerator.device)
+        sums = step_sums(self._step.rollouts, self._step.advantages, self.simulator.task, self._new_answers())
+        self._own_metrics = {"step": self._step.number, **step_metrics(merge(gather_object([sums])))}
+        self.on_step(self._step)
+        return outputs
+
+    def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """One row per slot, in prompt order; TRL repeats each prompt `num_generations` times, side by side."""
+        rows = self._inputs[:: self.num_generations]
+        keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in rows]
+        roots = [self.simulator.root(self.problems[int(r["index"])]) for r in rows]
+        with self._sampling():
+            rollouts = collect(self.simulator, roots, keys, self.method.plan)
+        advantages = group_advantages(rollouts.groups, self.method.estimator)
+        self._step = Step(int(rows[0]["step"]), rollouts, advantages)
+        traces = rollouts.episodes()
+        return {
+            "prompt_ids": [list(t.prompt_ids) for t in traces],
+            "completion_ids": [list(t.ids) for t in traces],
+            "logprobs": None,
+            "env_mask": [self._loss_mask(t) for t in traces],
+            "outcome": [t.outcome for t in traces],
+        }
+
+    def _loss_mask(self, trace: ThoughtTrace) -> list[int]:
+        hidden = trace.inherited_tokens if self.prefix_mask else 0
+        return [0] * hidden + [1] * (len(trace.ids) - hidden)
+
+    def _new_answers(self) -> dict[str, int]:
+        """The localiser's parse statuses since the last step."""
+        counts: Counter[str] = getattr(self.method.plan.sampler, "counts", Counter())
+        new = counts - self._answers
+        self._answers = Counter(counts)
+        return dict(new)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss became {float(loss)} at step {self.state.global_step}; the last checkpoint is kept: "
+                "lower --learning-rate, or resume in float32"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Our metrics in place of TRL's, which describe groups that it did not form."""
+        self._metrics["train"].clear()
+        for rows in self._logs.values():
+            rows.clear()
+        if "loss" not in logs:  # the summary at the end
+            return
+        optimiser = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        row = {**self._own_metrics, **optimiser}
+        if self.accelerator.is_main_process:
+            self.on_log(row)
+        Trainer.log(self, {name: value for name, value in row.items() if value is not None}, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint counts only once its last file is written: then its file sizes and hashes are put beside it."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / _COMPLETE).write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
+
+
+def _outcome(outcome: list[float], **_: Any) -> list[float]:
+    """TRL wants a reward function; the rollout has scored already."""
+    return outcome
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _COMPLETE)
+    return {str(f.relative_to(folder)): hashlib.file_digest(f.open("rb"), "sha256").hexdigest() for f in files}
+
+
+def complete_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Checkpoints of a run, newest first: those that are whole, and those that are unfinished or corrupt."""
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda f: -int(f.name.rsplit("-", 1)[1]))
+    whole = [f for f in found if (f / _COMPLETE).is_file() and _is_whole(f)]
+    return whole, [f for f in found if f not in whole]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        recorded = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return bool(recorded == _digests(folder))
