@@ -1,0 +1,155 @@
+"""Exact values, advantages, occupancy and returns: one pass backward, one forward.
+
+    Q_h(x, y) = r_h(x, y) + E[V_{h+1}(x')],   V_h(x) = E_{y~pi} Q_h(x, y),   A = Q - V,   V_H = 0
+    d_0 = mu,   d_{h+1}(x') = sum_{x, y} d_h(x) pi_h(y|x) P_h(x'|x, y),   J = E_mu V_0
+
+All functions take a `FiniteMDP` (and then policies [H, X, Y], or [..., H, X, Y] for many at once) or an `MDPStack`
+(policies [B, H, X, Y]); every result carries the same leading axes. Values are of order H * R_max and errors of order
+H * machine epsilon relative to that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cpi.mdp import AnyMDP, MDPError, check_policy
+
+__all__ = [
+    "Evaluation",
+    "advantages",
+    "evaluate",
+    "expected_return",
+    "greedy",
+    "mixture",
+    "occupancy",
+    "optimal",
+    "policy_advantage",
+    "return_polynomial",
+    "values",
+]
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What there is to know of one policy. V [..., H+1, X], Q [..., H, X, Y], d [..., H, X], J [...]; A = Q - V."""
+
+    V: Float
+    Q: Float
+    d: Float
+    J: Float
+
+    @cached_property
+    def A(self) -> Float:
+        """Advantages [..., H, X, Y]."""
+        return self.Q - self.V[..., :-1, :, None]
+
+
+def values(mdp: AnyMDP, pi: ArrayLike) -> tuple[Float, Float]:
+    """(V [..., H+1, X], Q [..., H, X, Y]) of policy `pi`."""
+    return _values(mdp, check_policy(mdp, pi))
+
+
+def _values(mdp: AnyMDP, pi: Float) -> tuple[Float, Float]:
+    lead = pi.shape[:-3]
+    V = np.zeros((*lead, mdp.H + 1, mdp.X))
+    Q = np.empty((*lead, mdp.H, mdp.X, mdp.Y))
+    Q[..., -1, :, :] = mdp.r[..., -1, :, :]
+    for h in range(mdp.H - 1, -1, -1):
+        if h < mdp.H - 1:
+            np.add(mdp.r[..., h, :, :], mdp.expect(h, V[..., h + 1, :]), out=Q[..., h, :, :])
+        V[..., h, :] = np.einsum("...y,...y->...", pi[..., h, :, :], Q[..., h, :, :])
+    return V, Q
+
+
+def occupancy(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """State laws d_h [..., H, X] of policy `pi`."""
+    return _occupancy(mdp, check_policy(mdp, pi))
+
+
+def _occupancy(mdp: AnyMDP, pi: Float) -> Float:
+    d = np.empty((*pi.shape[:-3], mdp.H, mdp.X))
+    d[..., 0, :] = mdp.mu
+    for h in range(mdp.H - 1):
+        d[..., h + 1, :] = mdp.push(h, d[..., h, :, None] * pi[..., h, :, :])
+    return d
+
+
+def evaluate(mdp: AnyMDP, pi: ArrayLike) -> Evaluation:
+    """Values, advantages, occupancy and return of policy `pi`."""
+    policy = check_policy(mdp, pi)
+    V, Q = _values(mdp, policy)
+    return Evaluation(V=V, Q=Q, d=_occupancy(mdp, policy), J=np.asarray((V[..., 0, :] * mdp.mu).sum(axis=-1)))
+
+
+def advantages(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """A = Q - V, [..., H, X, Y]."""
+    V, Q = values(mdp, pi)
+    return Q - V[..., :-1, :, None]
+
+
+def expected_return(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """J(pi) = E[sum_h r_h]: a scalar array, or one entry per MDP or policy."""
+    V, _ = values(mdp, pi)
+    return np.asarray((V[..., 0, :] * mdp.mu).sum(axis=-1))
+
+
+def optimal(mdp: AnyMDP) -> tuple[Float, Float, Float]:
+    """(V* [..., H+1, X], Q* [..., H, X, Y], a greedy optimal policy [..., H, X, Y]) by backward induction."""
+    lead = mdp.r.shape[:-3]
+    V = np.zeros((*lead, mdp.H + 1, mdp.X))
+    Q = np.empty(mdp.r.shape)
+    Q[..., -1, :, :] = mdp.r[..., -1, :, :]
+    for h in range(mdp.H - 1, -1, -1):
+        if h < mdp.H - 1:
+            np.add(mdp.r[..., h, :, :], mdp.expect(h, V[..., h + 1, :]), out=Q[..., h, :, :])
+        np.max(Q[..., h, :, :], axis=-1, out=V[..., h, :])
+    return V, Q, greedy(Q)
+
+
+def greedy(Q: ArrayLike) -> Float:
+    """The deterministic policy that takes the best action of `Q` [..., Y]; ties go to the lowest index."""
+    Q = np.asarray(Q, dtype=np.float64)
+    policy = np.zeros(Q.shape)
+    np.put_along_axis(policy, Q.argmax(axis=-1)[..., None], 1.0, axis=-1)
+    return policy
+
+
+def policy_advantage(mdp: AnyMDP, pi: ArrayLike, pi_new: ArrayLike) -> Float:
+    """A_{pi,mu}(pi') = (1/H) sum_h E_{x~d_h^pi} E_{y~pi'} A_h(x, y)."""
+    E = evaluate(mdp, pi)
+    gain = (check_policy(mdp, pi_new, "pi_new") * E.A).sum(axis=-1)
+    return np.asarray((E.d * gain).sum(axis=(-2, -1)) / mdp.H)
+
+
+def mixture(pi: ArrayLike, pi_new: ArrayLike, alpha: float) -> Float:
+    """pi_alpha = (1 - alpha) pi + alpha pi', in each state. Raises MDPError unless 0 <= alpha <= 1."""
+    if not 0.0 <= alpha <= 1.0:
+        raise MDPError(f"alpha must lie in [0, 1], got {alpha}")
+    return (1.0 - alpha) * np.asarray(pi, dtype=np.float64) + alpha * np.asarray(pi_new, dtype=np.float64)
+
+
+def return_polynomial(mdp: AnyMDP, pi: ArrayLike, pi_new: ArrayLike) -> Float:
+    """Coefficients c [..., H + 1] of J(pi_alpha) = sum_j c_j alpha^j (`numpy.polynomial.polynomial.polyval`).
+
+    pi_alpha = pi + alpha (pi' - pi), so d_h^{pi_alpha} is a polynomial of degree h in alpha, pushed forward coefficient
+    by coefficient. c_1 = H * A_{pi,mu}(pi'). The coefficients alternate and grow like binomial(H, j) when pi' differs
+    from pi everywhere: beyond H = 40 evaluate mixtures instead.
+    """
+    old, new = check_policy(mdp, pi), check_policy(mdp, pi_new, "pi_new")
+    delta = new - old
+    c = np.zeros((*old.shape[:-3], mdp.H + 1))
+    d = np.broadcast_to(mdp.mu, (*old.shape[:-3], mdp.X))[..., None, :]  # [..., degree, X]
+    for h in range(mdp.H):
+        w = np.zeros((*d.shape[:-2], h + 2, mdp.X, mdp.Y))
+        w[..., :-1, :, :] = d[..., None] * old[..., None, h, :, :]
+        w[..., 1:, :, :] += d[..., None] * delta[..., None, h, :, :]
+        c[..., : h + 2] += (w * mdp.r[..., None, h, :, :]).sum(axis=(-2, -1))
+        if h < mdp.H - 1:
+            d = mdp.push(h, w)
+    return c
