@@ -39,7 +39,11 @@ Bool = NDArray[np.bool_]
 
 
 class NothingAcceptedError(MDPError):
-    """An oracle that accepts nothing, or too little within the allowed trials."""
+    """An oracle that accepts nothing, or too little within the allowed trials; `trials` says how many were spent."""
+
+    def __init__(self, message: str, trials: int = 0) -> None:
+        super().__init__(message)
+        self.trials = trials
 
 
 class Coverage(NamedTuple):
@@ -159,7 +163,8 @@ class CreditSampler:
             if size == 0:
                 raise NothingAcceptedError(
                     f"the oracle accepted {n - missing} of {trials} trials, {n} draws were asked for: "
-                    "it accepts (almost) nothing that pi visits; lower tau, or raise max_trials"
+                    "it accepts (almost) nothing that pi visits; lower tau, or raise max_trials",
+                    trials=trials,
                 )
             # Inverse CDF over the support only, so that rounding at the end never yields an unvisited state.
             place = np.searchsorted(cdf[support], rng.random(size) * cdf[-1], side="right")
