@@ -10,8 +10,8 @@ CPI-CARO, a point mass from the model's own answer is SRPO (`llm.localize`).
 
 Two uniform samplers differ when episodes differ in length. `UniformWithinEpisode` picks a decision uniformly in each
 episode; that is what RRPO does with a failed seed. `Visitation` weighs every *decision of the batch* alike, which is
-the on-policy visitation d_pi that CPI-RR needs. With one episode of one decision and one of two, the first decision of
-all has weight 1/2 under the former and 1/3 under the latter.
+the on-policy visitation d_pi that CPI-RR needs. With one episode of one decision and one of two, the decision of the short
+one has weight 1/2 under the former and 1/3 under the latter.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,6 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
         save_total_limit=2,
         logging_steps=1,
         report_to=config.report_to,
-        logging_dir=None,
         seed=config.seed,
         shuffle_dataset=False,
         remove_unused_columns=False,
@@ -154,7 +154,7 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
         bf16=False,
         gradient_checkpointing=config.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if _processes() > 1 and not torch.cuda.is_available() else None,
     )
 
 
@@ -245,7 +245,9 @@ def _train(trainer: ResetTrainer, checkpoint: Path | None, run: RunFolder) -> No
 def main(config: TrainConfig) -> dict[str, Any]:
     """Run a config to its end; returns what `result.json` holds. Raises ConfigError, TaskError or RunError."""
     _check(config)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers, not ours
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -36,7 +36,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
@@ -101,10 +101,11 @@ class ResetTrainer(GRPOTrainer):
     ) -> None:
         self.simulator, self.backend, self.method, self.problems = simulator, backend, method, problems
         self.prefix_mask, self.on_step, self.on_log = prefix_mask, on_step, on_log
-        self._inputs: list[dict[str, Any]] = []
-        self._own_metrics: dict[str, float | None] = {}
-        self._answers: Counter[str] = Counter()
+        self._reset_inputs: list[dict[str, Any]] = []
+        self._reset_metrics: dict[str, float | None] = {}
+        self._reset_answers: Counter[str] = Counter()
         super().__init__(reward_funcs=_outcome, args=args, rollout_func=self._roll_out, **kwargs)
+        self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:
@@ -123,24 +124,26 @@ class ResetTrainer(GRPOTrainer):
                 self.backend.model = outside
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._inputs = inputs  # rollout_func is handed the prompts only
+        self._reset_inputs = inputs  # rollout_func is handed the prompts only
         outputs: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        advantages = torch.as_tensor(np.concatenate(self._step.advantages), dtype=torch.float32)
+        advantages = torch.as_tensor(np.concatenate(self._reset_step.advantages), dtype=torch.float32)
         outputs["advantages"] = advantages.to(self.accelerator.device)
-        sums = step_sums(self._step.rollouts, self._step.advantages, self.simulator.task, self._new_answers())
-        self._own_metrics = {"step": self._step.number, **step_metrics(merge(gather_object([sums])))}
-        self.on_step(self._step)
+        sums = step_sums(
+            self._reset_step.rollouts, self._reset_step.advantages, self.simulator.task, self._new_answers()
+        )
+        self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
+        self.on_step(self._reset_step)
         return outputs
 
     def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """One row per slot, in prompt order; TRL repeats each prompt `num_generations` times, side by side."""
-        rows = self._inputs[:: self.num_generations]
+        rows = self._reset_inputs[:: self.num_generations]
         keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in rows]
         roots = [self.simulator.root(self.problems[int(r["index"])]) for r in rows]
         with self._sampling():
             rollouts = collect(self.simulator, roots, keys, self.method.plan)
         advantages = group_advantages(rollouts.groups, self.method.estimator)
-        self._step = Step(int(rows[0]["step"]), rollouts, advantages)
+        self._reset_step = Step(int(rows[0]["step"]), rollouts, advantages)
         traces = rollouts.episodes()
         return {
             "prompt_ids": [list(t.prompt_ids) for t in traces],
@@ -157,8 +160,8 @@ class ResetTrainer(GRPOTrainer):
     def _new_answers(self) -> dict[str, int]:
         """The localiser's parse statuses since the last step."""
         counts: Counter[str] = getattr(self.method.plan.sampler, "counts", Counter())
-        new = counts - self._answers
-        self._answers = Counter(counts)
+        new = counts - self._reset_answers
+        self._reset_answers = Counter(counts)
         return dict(new)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -178,10 +181,13 @@ class ResetTrainer(GRPOTrainer):
         if "loss" not in logs:  # the summary at the end
             return
         optimiser = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
-        row = {**self._own_metrics, **optimiser}
+        row = {**self._reset_metrics, **optimiser}
         if self.accelerator.is_main_process:
             self.on_log(row)
         Trainer.log(self, {name: value for name, value in row.items() if value is not None}, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL's card would say that its own GRPO trained the model."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint counts only once its last file is written: then its file sizes and hashes are put beside it."""
@@ -199,7 +205,12 @@ def _outcome(outcome: list[float], **_: Any) -> list[float]:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _COMPLETE)
-    return {str(f.relative_to(folder)): hashlib.file_digest(f.open("rb"), "sha256").hexdigest() for f in files}
+    return {str(f.relative_to(folder)): _digest(f) for f in files}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def complete_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
