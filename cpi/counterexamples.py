@@ -1,4 +1,4 @@
-"""Counterexamples in rational arithmetic: what the paper states and does not hold, found by search and checkable by hand.
+"""Counterexamples in rational arithmetic: statements that do not hold as worded, found by search, checkable by hand.
 
 Everything here is exact (`fractions.Fraction` in object arrays), so a violation is a fact and not a rounding error. Two
 claims are searched, over families of MDPs in order of size (H, X, Y) and, within a size, in order of a fixed grid:
@@ -8,12 +8,12 @@ claims are searched, over families of MDPs in order of size (H, X, Y) and, withi
 * Corollary 5 as worded: for pi' = pi off the improvable set G,
   J(pi_alpha) - J(pi) >= alpha H p A^G(pi') - alpha^2 H^2 p eps.
 
-Both fail for two separate reasons. eps may be negative, and then H = 1 with a single state suffices. And E_{pi'} A may be
-negative where pi' strays to, which eps does not see; then H = 2 with two states is the least.
+Both fail for two separate reasons. eps may be negative, and then H = 1 with a single state suffices. And E_{pi'} A may
+be negative where pi' strays to, which eps does not see; then H = 2 with two states is the least.
 
-The remaining items of docs/errata.md are finite enumerations: Algorithm 1 handing back a policy for which Lemma 4 as worded
-fails, however many samples it draws; the mean of Algorithm 1's estimate, which is not the policy advantage it stands for;
-the base group of Algorithm 2 and its budget.
+The remaining items of docs/errata.md are finite enumerations: Algorithm 1 handing back a policy for which Lemma 4 as
+worded fails, however many samples it draws; the mean of Algorithm 1's estimate, which is not the policy advantage it
+stands for; the base group of Algorithm 2 and its budget.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Algorithm2Law",
     "Algorithm2Law",
     "Counterexample",
     "RationalMDP",
@@ -153,7 +152,7 @@ def corollary_5_violation(
     return Counterexample("Corollary 5", mdp, pi, restricted, alpha, eps, gain, claimed, tau)
 
 
-# The search --------------------------------------------------------------------------------------------------------
+# The search ---------------------------------------------------------------------------------------------------------
 
 
 def _rows(Y: int, parts: int) -> list[tuple[Fraction, ...]]:
@@ -201,7 +200,8 @@ def search(
     parts: int = 1,
     parts_new: int | None = None,
 ) -> Counterexample | None:
-    """The first counterexample over `sizes` (in the order given), or None if no instance of the grid violates the claim.
+    """The first counterexample over `sizes` (in the order given), or None if no instance of the grid violates the
+    claim.
 
     `test(mdp, pi, pi_new)` returns a counterexample or None; pi takes probabilities in multiples of 1/parts, and pi'
     in multiples of 1/parts_new (default: the same).
@@ -226,7 +226,8 @@ def lemma_4_degenerate() -> Counterexample:
 
 
 def lemma_4_smallest() -> Counterexample:
-    """H = 2, two states, two actions, eps >= 0. No size before it has one (H = 1 or X = 1: the gain is linear in alpha).
+    """H = 2, two states, two actions, eps >= 0. No size before it has one (H = 1 or X = 1: the gain is linear in
+    alpha).
 
     x1 -y0-> s, x1 -y1-> t; s pays 1 for both actions, t pays 1 for y0 and 0 for y1. pi = y0 and pi' = y1 everywhere:
     f_1(x1) = 0, f_2(s) = 0, f_2(t) = -1, so A_pi(pi') = eps = 0. Claimed gain >= 0, true gain -alpha^2.
@@ -273,7 +274,7 @@ def _exists(found: Counterexample | None) -> Counterexample:
     return found
 
 
-# Item 3: the empirical greedy policy ----------------------------------------------------------------------------------
+# Item 3: the empirical greedy policy --------------------------------------------------------------------------------
 
 
 def algorithm_1_unvisited(alpha: Fraction = Fraction(1)) -> tuple[Counterexample, Counterexample]:
@@ -281,8 +282,9 @@ def algorithm_1_unvisited(alpha: Fraction = Fraction(1)) -> tuple[Counterexample
 
     x1 -y0-> s, x1 -y1-> t. s pays 3/8; t pays (1, 0). pi plays y0 at x1, so t is never visited, and both actions alike
     at t. The class is F = {f, Q}, where f differs from Q only at t, with the two actions swapped. Neither sampler ever
-    draws t, so f and Q have equal loss for every sample, least squares may return f, and pihat+ plays the bad action at t:
-    f_1(x1) = eps = 1/8, f_2(t) = -1/2. Gain alpha/8 - alpha^2/2, claimed by both alpha/8 - alpha^2/4 (tau = 1/8, p = 1/2).
+    draws t, so f and Q have equal loss for every sample, least squares may return f, and pihat+ plays the bad action at
+    t: f_1(x1) = eps = 1/8, f_2(t) = -1/2. Gain alpha/8 - alpha^2/2, claimed by both alpha/8 - alpha^2/4 (tau = 1/8, p =
+    1/2).
     """
     P = fractions(np.zeros((2, 2, 2, 2), dtype=int))
     P[0, 0, 0, 0] = P[0, 0, 1, 1] = Fraction(1)
@@ -298,14 +300,14 @@ def algorithm_1_unvisited(alpha: Fraction = Fraction(1)) -> tuple[Counterexample
     return _exists(lemma), _exists(corollary)
 
 
-# Item 4: the estimate of Algorithm 1 ----------------------------------------------------------------------------------
+# Item 4: the estimate of Algorithm 1 --------------------------------------------------------------------------------
 
 
 def estimate_bias(n: int) -> Fraction:
     """E[Ahat] of Algorithm 1 on one state with H = 1 and n draws, by enumeration, where A(pihat+) = 0 for certain.
 
-    Two actions, rewards 0/1 with mean 1/2 for both, pi plays y0, F = {(1/2, 1/2), (1/2, 1)}. The true policy advantage of
-    every policy is 0, yet the fit that wins when only successes of y1 were drawn is used twice, to choose pihat+ and
+    Two actions, rewards 0/1 with mean 1/2 for both, pi plays y0, F = {(1/2, 1/2), (1/2, 1)}. The true policy advantage
+    of every policy is 0, yet the fit that wins when only successes of y1 were drawn is used twice, to choose pihat+ and
     to value it: E[Ahat] = 1/2 for n = 1.
     """
     classes = [(HALF, HALF), (HALF, Fraction(1))]
@@ -331,7 +333,7 @@ def greedy_transfer_attained(tau: Fraction = Fraction(1)) -> tuple[Fraction, Fra
     return Q[chosen] - Q[0], max(abs(a - b) for a, b in zip(Q, fitted, strict=True))
 
 
-# Items 5 and 6: Algorithm 2 by enumeration ------------------------------------------------------------------------
+# Items 5 and 6: Algorithm 2 by enumeration --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The algebra of the statements in SymPy: best steps, gains, moments of Proposition 10, Algorithm 2's base group and budget.
+"""The algebra of the statements in SymPy: best steps, gains, moments of Proposition 10, Algorithm 2's base group.
 
 Every function derives its answer (it maximises, sums or expands) and does not restate it, so that the numbers of
 `cpi.bounds` can be held against it. The symbols are module attributes; all are positive.
@@ -26,6 +26,7 @@ H, R, A, Ahat, q, t, c = sp.symbols("H R_max A Ahat q t c", positive=True)
 k, p, tau, eps = sp.symbols("k p tau epsilon", positive=True)
 G = sp.symbols("G", positive=True, integer=True)
 alpha = sp.symbols("alpha", positive=True)
+HALF = sp.Rational(1, 2)
 
 
 def quadratic_bound() -> sp.Expr:
@@ -40,7 +41,7 @@ def best_step() -> tuple[sp.Expr, sp.Expr]:
     return step, sp.simplify(bound.subs(alpha, step))
 
 
-def step_gain(step_constant: sp.Expr = sp.Integer(1)) -> sp.Expr:
+def step_gain(step_constant: int = 1) -> sp.Expr:
     """`quadratic_bound` at the estimated step alpha = Ahat / (step_constant H^2 R_max), factored.
 
     With c = 1/2 and step_constant 1 it is q Ahat (2 A - Ahat) / (2 H R_max).
@@ -48,7 +49,7 @@ def step_gain(step_constant: sp.Expr = sp.Integer(1)) -> sp.Expr:
     return sp.factor(quadratic_bound().subs(alpha, Ahat / (step_constant * H**2 * R)))
 
 
-def guaranteed_gain(step_constant: sp.Expr = sp.Integer(1), penalty: sp.Expr = sp.Rational(1, 2)) -> sp.Expr:
+def guaranteed_gain(step_constant: int = 1, penalty: sp.Expr = HALF) -> sp.Expr:
     """The least `step_gain` over all (A, Ahat) with Ahat >= t/2 and 2 A - Ahat >= t/2, for c = penalty.
 
     Substituting A = (Ahat + u)/2 with u = 2 A - Ahat makes the gain increasing in u (its coefficient is positive), so u
@@ -76,8 +77,8 @@ def front_loading_gap() -> sp.Expr:
 def fit_constant() -> sp.Expr:
     """C0 = 1 / (1 - exp(-1/2)) of Lemma 7, from the best exponent of its Chernoff bound.
 
-    E exp(-lam Z | u) <= exp(-lam D2 + lam^2 D2 B^2 / 2) with D2 = (f - Q)^2 in [0, B^2]. The best lam gives exp(-D2 / (2
-    B^2)); convexity in D2 on [0, B^2] turns it into exp(-(1 - e^{-1/2}) E D2 / B^2).
+    E exp(-lam Z | u) <= exp(-lam D2 + lam^2 D2 B^2 / 2) with D2 = (f - Q)^2 in [0, B^2]. The best lam gives exp(-D2 /
+    (2 B^2)); convexity in D2 on [0, B^2] turns it into exp(-(1 - e^{-1/2}) E D2 / B^2).
     """
     lam, D2, B = sp.symbols("lambda D2 B", positive=True)
     exponent = -lam * D2 + lam**2 * D2 * B**2 / 2
@@ -90,8 +91,8 @@ def fit_constant() -> sp.Expr:
 def sample_constant() -> sp.Expr:
     """The least C with 3 eta + zeta <= t/2 in N0 = C k H^2 R_max^2 log(4 card(F)/delta): (a + sqrt(a^2 + 2))^2.
 
-    With n = N0 / t^2: eta <= t sqrt(2 C0 / C) by Lemma 7, zeta <= t (2 / sqrt(C) + 1 / C) by Bernstein and Lemma 8 (k >= 2
-    and t <= H R_max), and a = 3 sqrt(2 C0) + 2.
+    With n = N0 / t^2: eta <= t sqrt(2 C0 / C) by Lemma 7, zeta <= t (2 / sqrt(C) + 1 / C) by Bernstein and Lemma 8 (k
+    >= 2 and t <= H R_max), and a = 3 sqrt(2 C0) + 2.
     """
     root = sp.symbols("root", positive=True)  # sqrt(C)
     a = 3 * sp.sqrt(2 * fit_constant()) + 2
@@ -102,7 +103,8 @@ def sample_constant() -> sp.Expr:
 def estimator_moments(
     baseline: bool, rewards: Literal["deterministic", "bernoulli"], state: Literal["mixed", "improvable"] = "mixed"
 ) -> tuple[sp.Expr, sp.Expr]:
-    """(E Y, E Y^2) of Y = k (pi+ - pi)(y|x) (r - b(x)) on Proposition 10's MDP, by summing over states, actions, rewards.
+    """(E Y, E Y^2) of Y = k (pi+ - pi)(y|x) (r - b(x)) on Proposition 10's MDP, by summing over states, actions,
+    rewards.
 
     b = 0 is the paper's estimator, b = V^pi(x) = R/2 the baseline. `bernoulli` pays R or 0 with the mean of the
     deterministic reward. `improvable`: conditioned on x1, what the credit sampler sees.
@@ -121,7 +123,8 @@ def estimator_moments(
 
 
 def base_group_mean() -> sp.Expr:
-    """Expected base-group mean of Algorithm 2 for at least 2G attempts, summed over the first failure: q (1 + (1-q^G)/G).
+    """Expected base-group mean of Algorithm 2 for at least 2G attempts, summed over the first failure: q (1 +
+    (1-q^G)/G).
 
     j < G successes come before the first failure with probability q^j (1-q); the base group then is these j and G-j
     fresh rollouts. Otherwise (probability q^G) it is all correct.

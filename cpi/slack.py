@@ -1,0 +1,181 @@
+"""How tight is each statement? A hunt over random and constructed instances: `python -m cpi.slack`.
+
+For every exact statement of `cpi.bounds` the hunt reports, over seeded random MDPs of several sizes and over two
+families that are tight by construction, the smallest slack in units of H R_max, the largest tightness (1: the statement
+is an equality there), and the number of instances that violate it. Only the statements marked "as worded" may have any.
+
+Random instances are drawn like the paper's own conditions allow: sparse or dense kernels, pi with zeros, a pi' that is
+greedy, deterministic at random, or stochastic at random, and a gate that is the improvable set of pi or random.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpi import bounds
+from cpi.bounds import Bound
+from cpi.exact import evaluate, greedy
+from cpi.improvable import improvable_set
+from cpi.mdp import FiniteMDP, MDPStack
+
+__all__ = ["STATEMENTS", "Instance", "Slack", "hunt", "random_instances", "strayed_chain", "tight_chain"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A stack of MDPs with two policies, a 0/1 gate G (the improvable set at `tau`), a soft gate g, and a step."""
+
+    stack: MDPStack
+    pi: Array
+    pi_new: Array
+    G: Array
+    g: Array
+    alpha: float
+    tau: float
+
+
+def _greedy(instance: Instance) -> Array:
+    return greedy(evaluate(instance.stack, instance.pi).Q)
+
+
+STATEMENTS: dict[str, Callable[[Instance], Bound]] = {
+    "performance difference": lambda i: bounds.performance_difference(i.stack, i.pi, i.pi_new),
+    "Lemma 2": lambda i: bounds.lemma_2(i.stack, i.pi, i.pi_new, i.G),
+    "Lemma 2, greedy": lambda i: bounds.lemma_2_greedy(i.stack, i.pi, i.tau),
+    "Lemma 3": lambda i: bounds.lemma_3(i.stack, i.pi, i.pi_new, i.G, i.alpha),
+    "Lemma 3, per step": lambda i: bounds.lemma_3_per_step(i.stack, i.pi, i.pi_new, i.G, i.alpha),
+    "Lemma 3, coupling": lambda i: bounds.lemma_3_coupling(i.stack, i.pi, i.pi_new, i.g, i.alpha),
+    "Lemma 4 (as worded)": lambda i: bounds.lemma_4(i.stack, i.pi, i.pi_new, i.alpha),
+    "Lemma 4 (as worded, greedy pi')": lambda i: bounds.lemma_4(i.stack, i.pi, _greedy(i), i.alpha),
+    "Lemma 4 (repaired)": lambda i: bounds.lemma_4_repaired(i.stack, i.pi, i.pi_new, i.alpha),
+    "Lemma 4 (per step)": lambda i: bounds.lemma_4_sharp(i.stack, i.pi, i.pi_new, i.alpha),
+    "Lemma 4 (reward range)": lambda i: bounds.lemma_4_reward_range(i.stack, i.pi, i.pi_new, i.alpha),
+    "Corollary 5 (as worded)": lambda i: bounds.corollary_5(i.stack, i.pi, i.pi_new, i.G, i.alpha),
+    "Corollary 5 (as worded, greedy pi')": lambda i: bounds.corollary_5(i.stack, i.pi, _greedy(i), i.G, i.alpha),
+    "Corollary 5 (repaired)": lambda i: bounds.corollary_5_repaired(i.stack, i.pi, i.pi_new, i.g, i.alpha),
+    "Corollary 5 (pairs)": lambda i: bounds.corollary_5_pairs(i.stack, i.pi, i.pi_new, i.g, i.alpha),
+    "Corollary 5 (coupling)": lambda i: bounds.corollary_5_sharp(i.stack, i.pi, i.pi_new, i.g, i.alpha),
+    "Corollary 5 (reward range)": lambda i: bounds.corollary_5_reward_range(i.stack, i.pi, i.pi_new, i.g, i.alpha),
+    "Lemma 6": lambda i: bounds.lemma_6(i.stack, i.pi, evaluate(i.stack, i.pi_new).Q),
+    "imperfect oracle, inequality": lambda i: bounds.imperfect_oracle_inequality(i.stack, i.pi, i.g, i.alpha),
+    "convergence, gap": lambda i: bounds.convergence_gap(i.stack, i.pi, i.tau),
+    "convergence, sharp gap": lambda i: bounds.convergence_gap_sharp(i.stack, i.pi, i.tau),
+    "convergence, random resets": lambda i: bounds.kakade_langford_gap(i.stack, i.pi),
+}
+
+
+def tight_chain(H: int, up: float, down: float) -> tuple[FiniteMDP, Array, Array]:
+    """(mdp, pi, pi') on which the per-step form of Lemma 4 is an equality for every alpha.
+
+    State 0 is left for the absorbing state 1 by action 1; action 0 pays `down` in both, action 1 pays down + up in
+    state 0 and nothing in state 1. pi plays action 0, pi' action 1, so f = up in state 0 and f = -down in state 1, at
+    all times.
+    """
+    P = np.zeros((2, 2, 2))
+    P[0, 0, 0] = P[0, 1, 1] = P[1, :, 1] = 1.0
+    mdp = FiniteMDP.stationary(P, np.array([[down, down + up], [down, 0.0]]), np.array([1.0, 0.0]), H)
+    first, second = np.tile([1.0, 0.0], (H, 2, 1)), np.tile([0.0, 1.0], (H, 2, 1))
+    return mdp, first, second
+
+
+def strayed_chain(H: int, down: float) -> tuple[FiniteMDP, Array, Array, Array]:
+    """(mdp, pi, pi', G) on which the constant H(H-1) before eps_- in Corollary 5 is attained as alpha -> 0.
+
+    As `tight_chain` with up = 0, but the gate is open in state 0 only at the first step (and in state 1, where pi never
+    goes). So p = 1/H, and all of the H - 1 later steps pay for one stray.
+    """
+    mdp, pi, pi_new = tight_chain(H, 0.0, down)
+    G = np.zeros((H, 2))
+    G[0, 0] = 1.0
+    G[:, 1] = 1.0
+    return mdp, pi, pi_new, G
+
+
+def _rows(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Random distributions along the last axis: dense, sparse or deterministic."""
+    weights = rng.random(shape) ** rng.choice([1.0, 4.0])
+    weights *= rng.random(shape) < rng.choice([1.0, 0.5])
+    if rng.random() < 0.3:
+        weights = (weights == weights.max(axis=-1, keepdims=True)).astype(np.float64)
+    weights[..., 0] += weights.sum(axis=-1) == 0
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def random_instances(rng: np.random.Generator, count: int, batch: int = 200) -> Iterator[Instance]:
+    """At least `count` random MDPs, in stacks of `batch` of one size."""
+    for _ in range(0, count, batch):
+        H, X, Y = (int(v) for v in rng.integers([1, 1, 2], [7, 6, 5]))
+        r = rng.random((batch, H, X, Y)) * (rng.random((batch, H, X, Y)) < rng.choice([1.0, 0.3]))
+        stack = MDPStack(_rows(rng, (batch, H, X, Y, X)), r, _rows(rng, (batch, X)), np.ones(batch))
+        pi = _rows(rng, (batch, H, X, Y))
+        A = evaluate(stack, pi).A
+        pi_new = greedy(A) if rng.random() < 0.3 else _rows(rng, pi.shape)
+        tau = float(rng.uniform(0.01, 0.5))
+        G = improvable_set(A, tau).astype(np.float64)
+        g = G if rng.random() < 0.3 else rng.random(G.shape) * (rng.random(G.shape) < rng.choice([1.0, 0.5]))
+        yield Instance(stack, pi, pi_new, G, g, float(rng.choice([1.0, 0.5, 0.1, rng.random()])), tau)
+
+
+def constructed_instances() -> Iterator[Instance]:
+    """The tight families, at steps from 1 down to 10^-3."""
+    for H in (2, 4, 8):
+        for up, down in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+            for alpha in (1.0, 0.1, 0.001):
+                mdp, pi, pi_new = tight_chain(H, up, down)
+                yield _single(mdp, pi, pi_new, np.ones((H, 2)), alpha)
+                mdp, pi, pi_new, G = strayed_chain(H, max(down, 0.5))
+                yield _single(mdp, pi, pi_new, G, alpha)
+
+
+def _single(mdp: FiniteMDP, pi: Array, pi_new: Array, gate: Array, alpha: float) -> Instance:
+    return Instance(MDPStack.of([mdp]), pi[None], pi_new[None], gate[None], gate[None], alpha, 0.1)
+
+
+@dataclass
+class Slack:
+    """What a hunt has found for one statement; slack in units of H R_max."""
+
+    instances: int = 0
+    violations: int = 0
+    smallest_slack: float = np.inf
+    largest_tightness: float = 0.0
+
+    def add(self, bound: Bound, scale: float) -> None:
+        finite = np.isfinite(bound.slack)
+        self.instances += bound.lhs.size if bound.lhs.ndim == 1 else len(bound.lhs)
+        self.violations += int((bound.slack < -bound.tol).sum())
+        self.smallest_slack = min(self.smallest_slack, float(bound.slack[finite].min(initial=np.inf)) / scale)
+        self.largest_tightness = max(self.largest_tightness, float(bound.tightness[finite].max(initial=0.0)))
+
+
+def hunt(seed: int, count: int) -> dict[str, Slack]:
+    """Every statement on `count` random MDPs and on the constructed families."""
+    found = {name: Slack() for name in STATEMENTS}
+    rng = np.random.default_rng(seed)
+    for source in (random_instances(rng, count), constructed_instances()):
+        for instance in source:
+            for name, statement in STATEMENTS.items():
+                found[name].add(statement(instance), instance.stack.H * float(instance.stack.R_max.max()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cpi.slack", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random instances (default: 0)")
+    parser.add_argument("--count", type=int, default=20_000, help="random MDPs (default: 20000)")
+    arguments = parser.parse_args()
+    print(f"{'statement':36} {'instances':>9} {'violations':>10} {'least slack':>12} {'tightness':>9}")
+    for name, slack in hunt(arguments.seed, arguments.count).items():
+        tightness = f"{slack.largest_tightness:9.4f}" if slack.violations == 0 else "    false"
+        print(f"{name:36} {slack.instances:9d} {slack.violations:10d} {slack.smallest_slack:12.2e} {tightness}")
+
+
+if __name__ == "__main__":
+    main()
