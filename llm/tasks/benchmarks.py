@@ -140,6 +140,10 @@ class Benchmark:
         uid = f"{self.name}/{question_hash(item.question)[:16]}"
         return Problem(uid, item.question, item.answer, {"verifier": item.verifier})
 
+    def size(self, split: Split) -> int:
+        """How many problems the split holds."""
+        return len(self._splits[split])
+
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         return draw(self._splits[split], n, seed, f"the {split} split of {self.name}")
 

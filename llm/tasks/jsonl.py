@@ -135,6 +135,10 @@ class JsonlTask:
         refuse_overlap(rows, held_out, f"{self.path} and {self.eval}")
         return {"train": rows, "eval": held_out}
 
+    def size(self, split: Split) -> int:
+        """How many problems the split holds."""
+        return len(self._splits[split])
+
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         return draw(self._splits[split], n, seed, f"the {split} split of {self.name}")
 

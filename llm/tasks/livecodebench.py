@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import pickletools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,9 +149,10 @@ class LiveCodeBench:
         try:
             from huggingface_hub import hf_hub_download
 
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the last word is ours
             return [Path(hf_hub_download(HUB_ID, name, repo_type="dataset")) for name in FILES]
         except Exception as error:  # the hub's client raises from several libraries
-            raise unreachable(self.name, HUB_ID, error) from error
+            raise unreachable(self.name, HUB_ID, error, [".jsonl"]) from error
 
     @cached_property
     def _problems(self) -> list[Problem]:
@@ -165,6 +167,10 @@ class LiveCodeBench:
         if not problems:
             raise TaskError(f"{self.name}: no problem of medium difficulty in {self.path or HUB_ID}")
         return list(problems.values())
+
+    def size(self, split: Split) -> int:
+        """How many problems the split holds."""
+        return len(self._problems)
 
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         tests = "reward" if split == "train" else "held-out"

@@ -8,6 +8,7 @@ folder of them.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def hub_rows(task: str, hub_id: str, sources: Sequence[Source]) -> Iterator[Row]
     try:
         from datasets import load_dataset
 
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the last word is ours
         for source in sources:
             stream = load_dataset(hub_id, source.config, split=source.split, streaming=True)
             place = "/".join(filter(None, (hub_id, source.config, source.split)))
@@ -72,12 +74,12 @@ def hub_rows(task: str, hub_id: str, sources: Sequence[Source]) -> Iterator[Row]
         raise unreachable(task, hub_id, error) from error
 
 
-def unreachable(task: str, hub_id: str, error: Exception) -> TaskError:
+def unreachable(task: str, hub_id: str, error: Exception, suffixes: Sequence[str] = SUFFIXES) -> TaskError:
     """The error for rows that could not be had from the hub, whatever the reason was."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
     return TaskError(
         f"{task}: could not load {hub_id} from the Hugging Face hub ({reason}); connect to the hub, or give the rows "
-        f"as files: {task}@PATH (a {', '.join(SUFFIXES)} file or a folder of them)"
+        f"as files: {task}@PATH (a {', '.join(suffixes)} file or a folder of them)"
     )
 
 

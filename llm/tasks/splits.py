@@ -10,12 +10,29 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from llm.tasks.base import Problem, TaskError
+from llm.tasks.base import Problem, Split, TaskError
 
-__all__ = ["draw", "identity", "normal_question", "partition", "question_hash", "refuse_overlap", "without_duplicates"]
+__all__ = [
+    "FiniteTask",
+    "draw",
+    "identity",
+    "normal_question",
+    "partition",
+    "question_hash",
+    "refuse_overlap",
+    "without_duplicates",
+]
+
+
+@runtime_checkable
+class FiniteTask(Protocol):
+    """A task that holds a fixed number of problems, and says how many."""
+
+    def size(self, split: Split) -> int: ...
 
 
 def normal_question(question: str) -> str:
