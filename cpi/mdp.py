@@ -59,8 +59,14 @@ def _check_rewards(r: Float, R_max: Float) -> None:
         raise MDPError("r holds NaN or infinity")
     if not (np.isfinite(R_max).all() and (R_max > 0).all()):
         raise MDPError(f"R_max must be positive and finite, got {R_max}")
-    if r.size and (r.min() < 0 or (r.max(axis=(-3, -2, -1)) > R_max).any()):
+    if r.min() < 0 or (r.max(axis=(-3, -2, -1)) > R_max).any():
         raise MDPError(f"rewards must lie in [0, R_max]; they span [{r.min():.6g}, {r.max():.6g}], R_max is {R_max}")
+
+
+def _default_R_max(r: Float) -> Float:
+    """The largest reward of each MDP, 1 if it has none: r [..., H, X, Y] -> [...]."""
+    highest = r.max(axis=(-3, -2, -1))
+    return np.where(highest > 0, highest, 1.0)
 
 
 def _check_sizes(sizes: dict[str, int]) -> None:
@@ -124,7 +130,7 @@ class FiniteMDP:
         if mu.shape != (X,):
             raise MDPError(f"mu must have shape {(X,)}, got {mu.shape}")
         _check_rows(mu, "mu")
-        R_max = (float(r.max()) or 1.0) if self.R_max is None else float(self.R_max)
+        R_max = float(_default_R_max(r)) if self.R_max is None else float(self.R_max)
         _check_rewards(r, np.array(R_max))
         is_dense = isinstance(self.P, np.ndarray) or not any(sparse.issparse(kernel) for kernel in self.P)
         object.__setattr__(self, "P", _dense_kernels(self.P, H, X, Y) if is_dense else _csr_kernels(self.P, H, X, Y))
@@ -260,8 +266,7 @@ class MDPStack:
             raise MDPError(f"mu must have shape {(B, X)}, got {mu.shape}")
         _check_rows(P, "P")
         _check_rows(mu, "mu")
-        highest = r.max(axis=(1, 2, 3))
-        R_max = np.where(highest == 0, 1.0, highest) if self.R_max is None else np.asarray(self.R_max, dtype=np.float64)
+        R_max = _default_R_max(r) if self.R_max is None else np.asarray(self.R_max, dtype=np.float64)
         R_max = np.array(np.broadcast_to(R_max, (B,)))
         _check_rewards(r, R_max)
         object.__setattr__(self, "P", np.ascontiguousarray(P))

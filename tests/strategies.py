@@ -36,7 +36,7 @@ def weights(draw: st.DrawFn, shape: tuple[int, ...], highest: int = 4) -> NDArra
         return draw(hnp.arrays(np.int64, shape, elements=st.integers(0, highest), fill=st.just(0)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     keep = rng.random(shape) < draw(st.sampled_from([0.3, 0.7, 1.0]))
-    return np.where(keep, rng.integers(0, highest + 1, shape), 0)
+    return np.where(keep, rng.integers(1, highest + 1, shape), 0)
 
 
 @st.composite
