@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -327,13 +328,13 @@ def _print(result: dict[str, Any], run: RunFolder) -> None:
     for column in ("task", "problems", "greedy", *(f"pass@{k}" for k in ks)):
         table.add_column(column)
     for method in _PAPER_COLUMNS if beside else ():
-        table.add_column(f"paper, {method}")
+        table.add_column(f"paper\n{method}")
     for spec, summary in result["tasks"].items():
         own = [_cell(summary["greedy"]), *(_cell(summary["pass_at_k"][str(k)]) for k in ks)]
         printed = {n["method"]: f"{n['mean'] / 100:.3f}" for n in summary["paper"]}
         paper = [printed.get(method, "-") for method in _PAPER_COLUMNS] if beside else []
         table.add_row(spec, str(summary["problems"]), *own, *paper)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     if beside:
         console.print("The paper's items are other draws from the same benchmarks; its SDs are in result.json.")
@@ -341,7 +342,7 @@ def _print(result: dict[str, Any], run: RunFolder) -> None:
 
 
 def _cell(interval: dict[str, Any]) -> str:
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+    return f"{interval['value']:.3f}\n[{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 if __name__ == "__main__":
