@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -61,6 +62,8 @@ class Phase(IntEnum):
     RESET = 4
     EVALUATE = 5
     START = 6
+    VALUE = 7
+    REVISE = 8
 
 
 def failed(episode: Episode[Any]) -> bool:
@@ -206,27 +209,31 @@ class SeedPolicy(Protocol):
 class FirstFailure:
     """The paper's policy: sample until the first failure, which is the seed and is left out of the base group.
 
-    The base group is the first `num_base` of the other rollouts, so it is *not* iid: see
-    `cpi.bounds.base_group_mean` for its upward bias. A prompt costs one rollout more than it has slots, as soon as it
-    has a failure. Attempts stop after as many rollouts as the prompt has slots.
+    Each reset group has a seed of its own, so R of them ask for the first R failures (where attempts run out before,
+    the failures found are used in turn); with ``share_seed`` all of them re-enter the first one. The base group is the
+    first `num_base` of the other rollouts, so it is *not* iid: see `cpi.bounds.base_group_mean` for its upward bias. A
+    prompt costs one rollout a seed more than it has slots. Attempts stop at as many rollouts as the prompt has slots.
     """
+
+    share_seed: bool = False
 
     @property
     def needs_rows(self) -> bool:
         return False
 
     def first_wave(self, split: Split) -> int:
-        return min(split.num_base + 1, split.total)
+        return min(split.num_base + self._seeds(split), split.total)
 
     def wants_more(self, drawn: Sequence[Episode[Any]], split: Split) -> bool:
-        return not any(failed(e) for e in drawn) and len(drawn) < split.total
+        return sum(failed(e) for e in drawn) < self._seeds(split) and len(drawn) < split.total
 
     def base_and_candidates(self, drawn: Sequence[EpisodeT], split: Split) -> tuple[list[EpisodeT], list[EpisodeT]]:
-        first = next((i for i, e in enumerate(drawn) if failed(e)), None)
-        if first is None:
-            return list(drawn), []
-        others = [e for i, e in enumerate(drawn) if i != first]
-        return others[: split.num_base], [drawn[first]]
+        seeds = [i for i, e in enumerate(drawn) if failed(e)][: self._seeds(split)]
+        others = [e for i, e in enumerate(drawn) if i not in seeds]
+        return (others[: split.num_base] if seeds else others), [drawn[i] for i in seeds]
+
+    def _seeds(self, split: Split) -> int:
+        return 1 if self.share_seed else len(split.reset)
 
     def order(self, candidates: int, rows: Sequence[NDArray[np.float64]] | None, u: float) -> list[int]:
         return list(range(candidates))
@@ -325,7 +332,7 @@ class _Sampling(Generic[PrefixT, EpisodeT]):
 def _base_phase(sampling: _Sampling[PrefixT, EpisodeT], plan: Plan) -> None:
     split, attempts = plan.split, sampling.attempts
     if not split.reset:  # GRPO: no seed to look for
-        _draw_base(sampling, {i: split.total for i in range(len(attempts))})
+        _draw_base(sampling, dict.fromkeys(range(len(attempts)), split.total))
         return
     _draw_base(sampling, {i: plan.seeds.first_wave(split) for i in range(len(attempts))})
     while more := {i: 1 for i, a in enumerate(attempts) if plan.seeds.wants_more(a.drawn, split)}:
@@ -372,12 +379,29 @@ def _localise_phase(attempts: list[_Attempts[EpisodeT]], plan: Plan, account: Ac
         chosen = [ranked[g % len(ranked)] for g in range(R)]
         u_cut = uniforms([a.key.at(phase=Phase.CUT)], R)[0]
         a.seeds = [a.candidates[j] for j in chosen]
-        a.cuts = draw_cuts([a_rows[j] for j in chosen], u_cut)
+        a.cuts = _distinct_cuts([a_rows[j] for j in chosen], chosen, u_cut)
         out += [Localisation(a.prompt, s, a_rows[j], k) for s, j, k in zip(a.seeds, chosen, a.cuts, strict=True)]
         if min(a.cuts) < 0:  # one slot without a reset makes the prompt plain GRPO: its groups stay comparable
             account.no_cut += 1
             a.cuts = []
     return out
+
+
+def _distinct_cuts(rows: list[NDArray[np.float64]], seeds: list[int], u: NDArray[np.float64]) -> list[int]:
+    """One cut per reset group; groups that share a seed take different ones for as long as its row has mass left.
+
+    A cut that is taken is struck from the row and the rest scaled up, so the probability of "no reset" stays.
+    """
+    left = dict(zip(seeds, rows, strict=True))
+    cuts = []
+    for seed, u_group in zip(seeds, u, strict=True):
+        row = left[seed]
+        (k,) = draw_cuts([row], np.asarray([u_group]))
+        cuts.append(k)
+        rest = row * (np.arange(row.size) != k)
+        if rest.sum() > 0:
+            left[seed] = rest * (row.sum() / rest.sum())
+    return cuts
 
 
 def _reset_phase(sampling: _Sampling[PrefixT, EpisodeT], plan: Plan) -> list[Group[EpisodeT]]:
@@ -418,19 +442,30 @@ def _fallback_groups(prompt: int, a: _Attempts[EpisodeT], new: list[EpisodeT], s
 
 def _slice(prompt: int, episodes: list[EpisodeT], sizes: Sequence[int]) -> list[Group[EpisodeT]]:
     ends = np.cumsum((0, *sizes))
-    return [Group(prompt, "base", tuple(episodes[b:e])) for b, e in zip(ends[:-1], ends[1:], strict=True)]
+    return [Group(prompt, "base", tuple(episodes[b:e])) for b, e in pairwise(ends)]
 
 
 def group_advantages(
     groups: Sequence[Group[EpisodeT]],
     estimator: AdvantageEstimator,
     reward: Callable[[EpisodeT], float] = lambda e: e.outcome,
+    pooled: bool = False,
 ) -> list[NDArray[np.float64]]:
-    """Advantages of each group's episodes, in the groups' order; groups of equal size are estimated together."""
+    """Advantages of each group's episodes, in the groups' order.
+
+    A group is compared within itself; with ``pooled`` all groups of a prompt are compared together, as if they
+    continued one prefix (which they do not: the difference of the prefixes' values enters the advantages).
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    for i, g in enumerate(groups):
+        members.setdefault((g.prompt, 0 if pooled else i), []).append(i)
+    rewards = [np.array([reward(e) for i in m for e in groups[i].episodes]) for m in members.values()]
+    pools = list(members.values())
     out: list[NDArray[np.float64]] = [np.empty(0)] * len(groups)
-    for size in {len(g.episodes) for g in groups}:
-        index = [i for i, g in enumerate(groups) if len(g.episodes) == size]
-        rewards_PG = np.array([[reward(e) for e in groups[i].episodes] for i in index])
-        for i, row in zip(index, estimator(rewards_PG), strict=True):
-            out[i] = row
+    for size in {r.size for r in rewards}:  # pools of equal size are estimated together
+        index = [j for j, r in enumerate(rewards) if r.size == size]
+        for j, row in zip(index, estimator(np.array([rewards[j] for j in index])), strict=True):
+            ends = np.cumsum([len(groups[i].episodes) for i in pools[j]])
+            for i, part in zip(pools[j], np.split(row, ends[:-1]), strict=True):
+                out[i] = part
     return out
