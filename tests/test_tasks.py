@@ -254,6 +254,23 @@ def test_a_missing_field_is_named_with_its_benchmark(tmp_path: Path, name: str, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_science_row_needs_its_options_only_if_it_is_a_choice(tmp_path: Path) -> None:
+    choice, filling = load_rows("sciknoweval.jsonl")[:2]
+    filling["choices"] = filling["answerKey"] = None
+    assert len(load_task(f"chem@{write(tmp_path / 'a.jsonl', choice, filling)}").problems("eval", 2, 0)) == 2
+    del choice["choices"]["text"]
+    with pytest.raises(TaskError, match=r"chem: .*row 2 has no field 'choices.text'"):
+        load_task(f"chem@{write(tmp_path / 'b.jsonl', filling, choice)}").problems("eval", 1, 0)
+
+
+def test_a_science_answer_that_is_a_list_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = load_rows("sciknoweval.jsonl")[:2]
+    rows[1]["answer"] = ["2", "3"]
+    task = Benchmark("chem", write(tmp_path / "rows.jsonl", *rows))
+    assert [p.answer for p in task.problems("eval", 1, 0)] == ["A"]
+    assert task.skipped == {"with an answer that is no text or number": 1}
+
+
 def test_a_field_of_another_type_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", {"question": "Do cats bark?", "answer": "false"})
     with pytest.raises(TaskError, match=r"stra: .* field 'answer' is of type str, not bool"):

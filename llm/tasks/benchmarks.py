@@ -58,15 +58,17 @@ class Item:
 class Recipe:
     """How rows become problems.
 
-    fields: the fields used, with their types. wanted: is the row one of this benchmark's. read: the item, or the
-    reason (a few words) why the row cannot be scored. eval_split: the hub's split that is for evaluation, None to
-    partition by hash. pool: stop reading after so many problems (for data sets too large to read whole).
+    fields: the fields used, with their types. also: those that only some rows use. wanted: is the row one of this
+    benchmark's. read: the item, or the reason (a few words) why the row cannot be scored. eval_split: the hub's split
+    that is for evaluation, None to partition by hash. pool: stop reading after so many problems (for data sets too
+    large to read whole).
     """
 
     hub_id: str
     sources: tuple[Source, ...]
     fields: Mapping[str, type | tuple[type, ...]]
     read: Callable[[Mapping[str, Any]], Item | str]
+    also: Callable[[Mapping[str, Any]], Mapping[str, type | tuple[type, ...]]] = lambda row: {}
     wanted: Callable[[Mapping[str, Any]], bool] = lambda row: True
     eval_split: str | None = None
     pool: int | None = None
@@ -133,6 +135,7 @@ class Benchmark:
         check_fields(self.name, row, self.recipe.fields)
         if not self.recipe.wanted(row.fields):
             return None
+        check_fields(self.name, row, self.recipe.also(row.fields))
         item = self.recipe.read(row.fields)
         if isinstance(item, str):
             self.skipped[item] += 1
@@ -205,7 +208,9 @@ def _choice(row: Mapping[str, Any]) -> Item | str:
 def _sciknow(row: Mapping[str, Any]) -> Item | str:
     if "mcq" in row["type"]:
         return _choice(row)
-    answer = str(row["answer"] or "").strip()
+    if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
+        return "with an answer that is no text or number"
+    answer = str(row["answer"]).strip()
     if not answer:
         return "without an answer"
     if len(answer) > _LONGEST_TEXT_ANSWER:
@@ -230,12 +235,10 @@ def _sciknow_recipe(domain: str) -> Recipe:
         hub_id="hicai-zju/SciKnowEval",
         sources=(Source("v2", "test"),),
         fields={
-            **_CHOICES,
-            "answer": (str, int, float, type(None)),
-            "type": str,
-            "domain": str,
-            "details.level": str,
+            **dict.fromkeys(("question", "type", "domain", "details.level"), str),
+            **dict.fromkeys(("choices", "answerKey", "answer"), object),
         },
+        also=lambda row: _CHOICES if "mcq" in row["type"] else {},
         wanted=lambda row: row["details"]["level"] == "L3" and row["domain"] == domain,
         read=_sciknow,
     )
