@@ -1,0 +1,105 @@
+"""The seams of TRL that `ResetTrainer` stands on. If TRL moves one, a test here says which."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trl
+from training import tiny_trainer
+from trl import GRPOTrainer
+
+from llm.trainer import schedule
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory):
+    return tiny_trainer(tmp_path_factory.mktemp("contract"), method="oracle-srpo", prompts=4)
+
+
+@pytest.fixture(scope="module")
+def outputs(trainer):
+    batch = next(iter(trainer.get_train_dataloader()))
+    return batch, trainer._generate_and_score_completions(batch)
+
+
+def test_the_pinned_minor_version_is_installed():
+    assert trl.__version__.startswith("1.16.")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
+        ("log", ["self", "logs", "start_time"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+    ],
+)
+def test_overridden_methods_keep_their_signature(name, parameters):
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
+
+
+def test_no_attribute_of_ours_hides_one_of_trls():
+    ours = {"simulator", "backend", "method", "problems", "prefix_mask", "on_step", "on_log"}
+    source = inspect.getsource(GRPOTrainer) + inspect.getsource(GRPOTrainer.__mro__[2])
+    assert not [name for name in ours if f"self.{name} " in source]
+    assert "self._reset_" not in source
+
+
+def test_each_prompt_is_repeated_side_by_side_and_carries_its_columns(trainer, outputs):
+    batch, _ = outputs
+    index = [row["index"] for row in batch]
+    total = trainer.num_generations
+    assert [index[i * total] for i in range(4)] == list(trainer.train_dataset["index"][:4])
+    assert all(len(set(index[i * total : (i + 1) * total])) == 1 for i in range(4))
+
+
+def test_trl_keeps_the_rows_in_our_order_and_our_mask(trainer, outputs):
+    _, out = outputs
+    traces = trainer._reset_step.rollouts.episodes()
+    for row, trace in enumerate(traces):
+        length = len(trace.ids)
+        assert out["completion_ids"][row, :length].tolist() == list(trace.ids)
+        want = [0] * trace.inherited_tokens + [1] * (length - trace.inherited_tokens)
+        assert out["tool_mask"][row, :length].tolist() == want
+        prompt = out["prompt_ids"][row][out["prompt_mask"][row].bool()]
+        assert prompt.tolist() == list(trace.prompt_ids)
+    assert any(trace.inherited_tokens for trace in traces)
+
+
+def test_our_advantages_are_the_ones_that_are_trained_on(trainer, outputs):
+    _, out = outputs
+    want = np.concatenate(trainer._reset_step.advantages)
+    np.testing.assert_allclose(out["advantages"].numpy(), want, rtol=1e-6)
+
+
+def test_the_model_is_in_training_mode_after_sampling(trainer, outputs):
+    assert trainer.model.training
+    assert torch.is_grad_enabled()
+
+
+def test_old_log_probs_are_not_computed_so_the_ratio_is_one(outputs):
+    assert "old_per_token_logps" not in outputs[1]
+
+
+def test_the_schedule_is_a_permutation_in_every_pass_and_its_prefix_does_not_depend_on_the_length():
+    short, long = schedule(10, 4, 5, seed=3), schedule(10, 4, 9, seed=3)
+    index = list(long["index"])
+    assert index[:20] == list(short["index"])
+    assert all(sorted(index[b : b + 10]) == list(range(10)) for b in (0, 10, 20))
+    assert index[:10] != index[10:20]
+    assert list(long["step"]) == [i // 4 for i in range(36)]
+
+
+def test_metrics_are_ours(tmp_path: Path):
+    rows = []
+    trainer = tiny_trainer(tmp_path, method="srpo", prompts=4, steps=2, on_log=rows.append)
+    trainer.train()
+    assert [row["step"] for row in rows] == [0, 1]
+    logged = [name for entry in trainer.state.log_history for name in entry]
+    assert not [name for name in logged if name.startswith(("rewards/", "completions/", "clip_ratio"))]
+    assert all(entry["reward"] == row["reward"] for entry, row in zip(trainer.state.log_history, rows, strict=False))

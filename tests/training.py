@@ -1,0 +1,46 @@
+"""Small real training set-ups for the tests: the embedded model, few prompts, short runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm.runs import RunFolder
+from llm.setup import TINY
+from llm.train import TrainConfig, _build, _trainer_args
+from llm.trainer import ResetTrainer, schedule
+
+SMALL = {
+    "prompts": 4,
+    "train_problems": 16,
+    "eval_problems": 8,
+    "steps": 2,
+    "threads": 1,
+    "model": str(TINY),
+    "task": "chains:steps=4,hard=3",  # short enough that a few rollouts hold both successes and failures
+}
+
+
+def tiny_trainer(
+    folder: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None, **changes: Any
+) -> ResetTrainer:
+    """A `ResetTrainer` as `llm.train` builds it, without its run folder."""
+    config = TrainConfig(**{**SMALL, **changes})
+    world, method, problems, _ = _build(config)
+    trainer = ResetTrainer(
+        simulator=world.simulator,
+        backend=world.backend,
+        method=method,
+        problems=problems,
+        prefix_mask=config.prefix_mask,
+        on_step=lambda step: None,
+        on_log=on_log,
+        model=world.model,
+        processing_class=world.tokenizer,
+        train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
+        args=_trainer_args(config, method.plan.split.total, RunFolder(folder)),
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    return trainer
