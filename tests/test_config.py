@@ -1,0 +1,82 @@
+"""One dataclass, one command line: precedence, types, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llm.config import ConfigError, config_from_args, option, to_yaml
+from llm.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example."""
+
+    steps: int = option(3, "How many.")
+    rate: float = option(0.5, "How fast.")
+    kind: str = option("a", "Which.", ("a", "b"))
+    mask: bool = option(True, "Whether.")
+
+
+def parse(*argv: str) -> Example:
+    return config_from_args(Example, list(argv), "example")
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("steps: 7\nrate: 2\nmask: false\n")
+    assert parse("--config", str(path), "--steps", "9") == Example(steps=9, rate=2.0, kind="a", mask=False)
+    assert parse("--no-mask") == Example(mask=False)
+
+
+def test_a_config_written_as_yaml_reads_back_equal(tmp_path: Path):
+    config = TrainConfig(steps=4, lora=True, learning_rate=2e-5, method="grpo")
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(config))
+    assert config_from_args(TrainConfig, ["--config", str(path)], "llm.train") == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "file", "words"),
+    [
+        (["--kind", "c"], None, ["unknown kind 'c'", "a, b"]),
+        (["--steps", "many"], None, ["steps must be a int", "'many'"]),
+        (["--stepz", "1"], None, ["--stepz", "--help"]),
+        (["--config", "nowhere.yaml"], None, ["nowhere.yaml", "give the path"]),
+        ([], "stepz: 1", ["unknown field 'stepz'", "did you mean steps?"]),
+        ([], "steps: [1]", ["steps must be a int"]),
+        ([], "steps: 1.5", ["steps must be a int"]),
+        ([], "mask: maybe", ["mask must be true or false"]),
+        ([], "a: [", ["not valid YAML"]),
+        ([], "just words", ["field: value"]),
+    ],
+)
+def test_a_mistake_gets_one_line_that_says_what_to_do(argv, file, words, tmp_path: Path):
+    if file is not None:
+        (tmp_path / "c.yaml").write_text(file)
+        argv = ["--config", str(tmp_path / "c.yaml")]
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        config_from_args(TrainConfig, ["--help"], "llm.train")
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(TrainConfig):
+        assert "--" + field.name.replace("_", "-") in shown
+        assert len(field.metadata["help"]) > 10
+        assert field.metadata["help"].split()[0] in shown
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_a_train_config(path):
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert set(yaml.safe_load(path.read_text())) <= names

@@ -1,0 +1,137 @@
+"""``python -m llm.train`` as a user runs it: every method, errors in one line, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training import SMALL
+
+from llm.methods import METHODS
+from llm.train import TrainConfig, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def _command(*options: str) -> list[str]:
+    base = {"--" + name.replace("_", "-"): str(value) for name, value in SMALL.items()}
+    given = dict(zip(options[::2], options[1::2], strict=False))
+    flags = ["--resume"] if "--resume" in options else []
+    given.pop("--resume", None)
+    return [sys.executable, "-m", "llm.train", *(word for pair in (base | given).items() for word in pair), *flags]
+
+
+def _run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(_command(*options), capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+@pytest.mark.parametrize("method", [m for m in ("grpo", "rrpo", "srpo", "oracle-srpo") if m in METHODS])
+def test_every_method_trains_and_leaves_a_complete_run_folder(method, tmp_path: Path):
+    run = tmp_path / "run"
+    result = main(TrainConfig(**SMALL, method=method, output=str(run), sample_every=1))
+    expected = {"config.yaml", "versions.json", "before.json", "metrics.jsonl", "timing.jsonl", "rollouts.jsonl"}
+    assert expected | {"result.json", "figure.png", "checkpoints", "model"} <= {p.name for p in run.iterdir()}
+    assert json.loads((run / "result.json").read_text()) == json.loads(json.dumps(result))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    budget = result["budget"]
+    assert budget["rollouts"] == sum(row["rollouts"] for row in rows)
+    assert budget["rollouts"] - budget["discarded_rollouts"] == 2 * 4 * 8
+    if method == "srpo":
+        assert budget["localisation_tokens"] > 0
+    sampled = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert len(sampled) == 2 * 8
+    assert all(
+        row["seed"][: row["kept"]] == row["thoughts"][: row["kept"]] for row in sampled if row["kind"] == "reset"
+    )
+    assert result["before"]["sampled"]["n"] == SMALL["eval_problems"]
+
+
+def test_a_killed_run_resumes_to_the_same_bits_across_passes_over_the_problems(tmp_path: Path):
+    """8 problems, 4 a step, 6 steps: three passes. The kill comes after step 3, one past the checkpoint."""
+    options = ("--steps", "6", "--train-problems", "8", "--save-every", "2", "--seed", "5", "--output")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _run(*options, str(whole)).returncode == 0
+    process = subprocess.Popen(
+        _command(*options, str(killed)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    done = _run(*options, str(killed), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+    assert (whole / "model/model.safetensors").read_bytes() == (killed / "model/model.safetensors").read_bytes()
+    results = [json.loads((run / "result.json").read_text()) for run in (whole, killed)]
+    assert results[0]["after"] == results[1]["after"]
+    assert results[0]["budget"] == results[1]["budget"]
+
+    # a corrupt checkpoint is named, passed over, and the run goes on from the one before
+    newest = max((killed / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    with (newest / "model.safetensors").open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"\0\1\2\3" * 8)
+    again = _run(*options, str(killed), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"{newest.name} is unfinished or corrupt" in again.stderr
+    assert (whole / "metrics.jsonl").read_bytes() == metrics.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--method", "grpoo"), ["unknown method 'grpoo'", "grpo", "srpo"]),
+        (("--task", "chainz"), ["chainz", "chains"]),
+        (("--task", "chains:stepz=3"), ["stepz", "steps"]),
+        (("--model", "no/such/folder"), ["no/such/folder", "give a folder"]),
+        (("--prompts", "0"), ["prompts must be at least 1"]),
+        (("--temperature", "0"), ["temperature must be positive"]),
+        (("--learning-rate", "nan"), ["learning_rate must be positive"]),
+        (("--max-tokens", "100000"), ["exceeds the model's context", "--max-tokens"]),
+        (("--resume", ""), ["--resume needs --output"]),
+        (("--output", "/proc/nowhere/run"), ["cannot write to", "--output"]),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(options, words):
+    done = _run(*options)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "Loading weights" not in line]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_an_existing_folder_is_not_overwritten_and_another_config_is_not_resumed(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    done = _run("--output", str(run))
+    assert done.returncode == 2
+    assert "exists" in done.stderr
+    assert [p.name for p in run.iterdir()] == ["notes.txt"]
+    assert "holds no run to resume" in _run("--output", str(run), "--resume").stderr
+
+    main(TrainConfig(**{**SMALL, "steps": 1}, output=str(tmp_path / "other")))
+    before = (tmp_path / "other" / "result.json").read_bytes()
+    done = _run("--output", str(tmp_path / "other"), "--steps", "1", "--learning-rate", "0.5", "--resume")
+    assert done.returncode == 2
+    assert "learning_rate=0.001, not 0.5" in done.stderr
+    assert (tmp_path / "other" / "result.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path):
+    done = _run("--steps", "6", "--save-every", "1", "--learning-rate", "1e30", "--output", str(tmp_path / "run"))
+    assert done.returncode == 2, done.stderr
+    assert "the loss became" in done.stderr
+    assert "lower --learning-rate" in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete.json"))
