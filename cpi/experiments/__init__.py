@@ -1,0 +1,27 @@
+"""Experiments: `python -m cpi list`, `python -m cpi run NAME`. One file each, on the small runner of `runner.py`.
+
+This package and `cpi.__main__` are the top layer: they use `toy_mdps`, matplotlib and tqdm, which nothing else in
+`cpi` does. A module is imported when its experiment is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from cpi.experiments.runner import Experiment, ExperimentError
+
+__all__ = ["NAMES", "load"]
+
+NAMES: dict[str, str] = {
+    "sample-complexity": "Q-rollouts and cheap trials needed against the coverage p: CPI-RR, CPI-CARO",
+}
+
+
+def load(name: str) -> Experiment[Any]:
+    """The experiment of that name. Raises ExperimentError with the valid names."""
+    if name not in NAMES:
+        raise ExperimentError(f"there is no experiment {name!r}; choose one of: {', '.join(NAMES)}")
+    module = import_module(f"cpi.experiments.{name.replace('-', '_')}")
+    experiment: Experiment[Any] = module.EXPERIMENT
+    return experiment
