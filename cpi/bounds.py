@@ -56,6 +56,7 @@ __all__ = [
     "expected_rollouts",
     "fit",
     "fit_deviation",
+    "gain_on_event",
     "gated_update",
     "greedy_transfer",
     "greedy_update",
@@ -621,6 +622,17 @@ def _theorem_1(name: str, terms: Fit, zeta: float, t: float, q: float, step_cons
     alpha = step_size(terms.claimed + zeta, mdp.H, R_max, step_constant)
     guaranteed = guaranteed_gain(t, mdp.H, R_max, q, step_constant)
     return _bound(name, terms.update.gain(alpha), ">=", guaranteed, _roundoff(mdp))
+
+
+def gain_on_event(terms: Fit, zeta: float, t: float) -> Bound:
+    """On Theorem 1's event even J(pi_alpha) - J(pi) >= q A_g(pi+)^2 / (8 H R_max), step constant 1 (A_g(pi+) >= t).
+
+    This is what the convergence theorem adds up. Raises MDPError outside of the event.
+    """
+    bound = _theorem_1("Theorem 1, advantage form", terms, zeta, t, float(terms.update.q), 1.0)
+    mdp = terms.update.mdp
+    right = guaranteed_gain(terms.best, mdp.H, float(_R(mdp).max()), float(terms.update.q))
+    return _bound(bound.name, bound.lhs, ">=", right, bound.tol)
 
 
 def theorem_1a(mdp: FiniteMDP, pi: Array, tau: float, Qhat: ArrayLike, zeta: float) -> Bound:

@@ -348,6 +348,15 @@ def test_imperfect_oracle_gain_and_advantage_hold(case, seed, data):
     assert float(bound.rhs) == pytest.approx(expected)
 
 
+@settings(max_examples=60)
+@given(with_G(), st.floats(0.1, 1.0), st.integers(0, 2**32 - 1))
+def test_gain_on_the_event_is_quadratic_in_the_true_advantage(case, share, seed):
+    mdp, pi, tau = case
+    G = improvable_set(evaluate(mdp, pi).A, tau).astype(float)
+    Qhat, zeta = _perturbed(mdp, pi, G, share * tau, seed)
+    _assert_holds(b.gain_on_event(b.fit(mdp, pi, Qhat, G), zeta, share * tau * (1 + 1e-8)))
+
+
 def test_imperfect_oracle_contains_both_parts_of_theorem_1():
     (mdp, pi, _), tau = tight_chain(3, 0.5, 0.5), 0.4
     ev = evaluate(mdp, pi)

@@ -91,7 +91,7 @@ def test_algorithm_1_can_return_a_policy_that_violates_both_wordings(alpha):
 
 
 def test_the_step_of_algorithm_1_still_improves_there():
-    """Theorem 1 survives its proof: the reward-range forms hold, and at alpha = Ahat / (H^2 R_max) the gain is positive."""
+    """Theorem 1 survives its proof: the reward-range forms hold, and at its own step the gain is positive."""
     lemma, corollary = c.algorithm_1_unvisited(F(1))
     mdp, pi, pi_new = _to_float(lemma)
     assert b.lemma_4_reward_range(mdp, pi, pi_new, 1.0).holds()
