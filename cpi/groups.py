@@ -282,7 +282,7 @@ class Plan:
     """Algorithm 2 as data: the layout of a prompt's slots, where to reset, and which attempt to re-enter."""
 
     split: Split
-    sampler: ResetSampler
+    sampler: ResetSampler[Any]
     seeds: SeedPolicy = field(default_factory=FirstFailure)
 
 

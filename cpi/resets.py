@@ -10,15 +10,15 @@ CPI-CARO, a point mass from the model's own answer is SRPO (`llm.localize`).
 
 Two uniform samplers differ when episodes differ in length. `UniformWithinEpisode` picks a decision uniformly in each
 episode; that is what RRPO does with a failed seed. `Visitation` weighs every *decision of the batch* alike, which is
-the on-policy visitation d_pi that CPI-RR needs. With one episode of one decision and one of two, the decision of the short
-one has weight 1/2 under the former and 1/3 under the latter.
+the on-policy visitation d_pi that CPI-RR needs. With one episode of one decision and one of two, the decision of the
+short one has weight 1/2 under the former and 1/3 under the latter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ __all__ = [
     "Visitation",
     "draw_cuts",
 ]
+
+
+EpisodeT_contra = TypeVar("EpisodeT_contra", bound=Episode[Any], contravariant=True)
 
 
 @dataclass
@@ -59,13 +62,13 @@ class Cost:
         return Cost(**vars(self))
 
 
-class ResetSampler(Protocol):
+class ResetSampler(Protocol[EpisodeT_contra]):
     """Where to re-enter. `spent` is the running cost of all answers given so far."""
 
     @property
     def spent(self) -> Cost: ...
 
-    def cut_probs(self, episodes: Sequence[Episode[Any]]) -> list[NDArray[np.float64]]:
+    def cut_probs(self, episodes: Sequence[EpisodeT_contra]) -> list[NDArray[np.float64]]:
         """For each episode a row over k = 0 .. num_decisions - 1 that sums to at most 1.
 
         Entry k is the probability of keeping the first k decisions and resampling from there; what is missing from 1
@@ -123,7 +126,7 @@ class Oracle:
     """
 
     accept: Callable[[Any], NDArray[np.float64]]
-    base: ResetSampler = field(default_factory=UniformWithinEpisode)
+    base: ResetSampler[Any] = field(default_factory=UniformWithinEpisode)
     renormalise: bool = True
     spent: Cost = field(default_factory=Cost, compare=False)
 
@@ -149,7 +152,7 @@ class Noisy:
     away), positive ones keep an error in the prefix.
     """
 
-    inner: ResetSampler
+    inner: ResetSampler[Any]
     exact: float
     shift_probs: dict[int, float]
     spent: Cost = field(default_factory=Cost, compare=False)

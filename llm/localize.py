@@ -1,7 +1,9 @@
 """Localisers of the language model: reset samplers that name the first wrong thought of a failed response.
 
-`SelfLocalizer` asks the model itself and parses its answer; `OracleLocalizer` asks a task that knows. An answer that
-cannot be used is *no reset* (the prompt falls back to plain GRPO) and is counted by kind. It never becomes step 1.
+`SelfLocalizer` asks the model itself and parses its answer; `OracleLocalizer` asks a task that knows; `ValueLocalizer`
+estimates from which thoughts the problem can still be solved; `EntropyLocalizer` cuts where the model was least sure.
+An answer that cannot be used is *no reset* (the prompt falls back to plain GRPO) and is counted by kind. It never
+becomes step 1.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from cpi.groups import Phase
 from cpi.resets import Cost
-from llm.generate import Backend, NoStop, Request, TokenText
+from llm.generate import Backend, NoStop, Request, ThoughtSimulator, TokenText
 from llm.tasks.base import Task
-from llm.thoughts import Prompts, ThoughtTrace
+from llm.thoughts import Prompts, ThoughtTrace, last_boxed
 
-__all__ = ["Answer", "OracleLocalizer", "SelfLocalizer", "parse_answer"]
+__all__ = ["Answer", "EntropyLocalizer", "OracleLocalizer", "SelfLocalizer", "ValueLocalizer", "parse_answer"]
 
-_BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
-_INTEGER = re.compile(r"\s*(?:step\s*)?(\d+)\s*", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\s*\{")
+_INTEGER = re.compile(r"\s*(?:step\s*)?(-?)0*(\d+)\s*", re.IGNORECASE)
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Answer:
     """A localisation answer as read: status and, where it can be used, the cut k (0-based: keep k thoughts).
 
     usable: "exact" (one box) and "repeated" (several boxes: the last one counts, as the prompt asks for it on the last
-    line). not usable: "missing" (no box), "not_a_number" (also fractions and ranges), "out_of_range".
+    line). not usable: "missing" (no complete box), "not_a_number" (text, fractions, ranges), "out_of_range".
     """
 
     status: Literal["exact", "repeated", "missing", "not_a_number", "out_of_range"]
@@ -41,17 +44,17 @@ class Answer:
 
 
 def parse_answer(text: str, num_thoughts: int) -> Answer:
-    r"""Read the step number N in 1..num_thoughts from the last ``\boxed{N}``; k = N - 1."""
-    boxes = _BOX.findall(text)
-    if not boxes:
+    r"""Read the step number N in 1..num_thoughts from the last complete ``\boxed{N}``; k = N - 1."""
+    content = last_boxed(text)
+    if content is None:
         return Answer("missing", None)
-    number = _INTEGER.fullmatch(boxes[-1])
-    if number is None or len(number[1]) > 6:
+    number = _INTEGER.fullmatch(content)
+    if number is None:
         return Answer("not_a_number", None)
-    n = int(number[1])
-    if not 1 <= n <= num_thoughts:
+    sign, digits = number.groups()
+    if sign or len(digits) > _MOST_DIGITS or not 1 <= int(digits) <= num_thoughts:
         return Answer("out_of_range", None)
-    return Answer("exact" if len(boxes) == 1 else "repeated", n - 1)
+    return Answer("repeated" if len(_BOX.findall(text)) > 1 else "exact", int(digits) - 1)
 
 
 def _point_mass(size: int, k: int | None) -> NDArray[np.float64]:
@@ -59,6 +62,11 @@ def _point_mass(size: int, k: int | None) -> NDArray[np.float64]:
     if k is not None:
         row[k] = 1.0
     return row
+
+
+def _number(episode: ThoughtTrace) -> int:
+    """One number for each rollout of a prompt: base and reset rollouts number their slots alike."""
+    return episode.key.slot * len(Phase) + episode.key.phase
 
 
 @dataclass
@@ -96,9 +104,7 @@ class SelfLocalizer:
     def _request(self, episode: ThoughtTrace) -> Request:
         prompt = self.prompts.localize(self.tokenizer, episode.problem.question, episode.thoughts)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        # the phase of the episode is folded into the slot: base and reset rollouts number their slots alike
-        slot = episode.key.slot * len(Phase) + episode.key.phase
-        key = episode.key.at(phase=Phase.LOCALISE, slot=slot)
+        key = episode.key.at(phase=Phase.LOCALISE, slot=_number(episode))
         return Request(tuple(ids), key, first_draw=0, max_tokens=self.max_tokens, stop=NoStop())
 
 
@@ -112,3 +118,61 @@ class OracleLocalizer:
     def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
         self.spent.oracle_queries += sum(e.num_decisions for e in episodes)
         return [_point_mass(e.num_decisions, self.task.first_error(e.problem, e.thoughts)) for e in episodes]
+
+
+@dataclass
+class ValueLocalizer:
+    """Monte Carlo values: cut before the thought after which no continuation has succeeded.
+
+    V_k is the mean outcome of `continuations` rollouts from the first k thoughts. The cut is the largest k with
+    V_k > 0, so success has been seen from the prefix kept: on a task where errors cannot be undone the cut is never
+    late, and it is early only where the rollouts from a good prefix all failed. If all of them failed there is nothing
+    to tell and no reset ("no_success"); other answers count as "success". Each seed of n thoughts costs
+    n * continuations rollouts, which the account holds.
+    """
+
+    simulator: ThoughtSimulator
+    continuations: int = 4
+    spent: Cost = field(default_factory=Cost)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
+        return [self._row(values_K) for values_K in self.values(episodes)]
+
+    def values(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
+        """V_k for k = 0 .. num_decisions - 1 of each episode, one batch for all."""
+        prefixes = [e.prefix(k) for e in episodes for k in range(e.num_decisions) for _ in range(self.continuations)]
+        slots = [_number(e) << 32 | i for e in episodes for i in range(e.num_decisions * self.continuations)]
+        owners = [e for e in episodes for _ in range(e.num_decisions * self.continuations)]
+        keys = [e.key.at(phase=Phase.VALUE, slot=slot) for e, slot in zip(owners, slots, strict=True)]
+        rollouts = self.simulator.continue_from(prefixes, keys)
+        self.spent.rollouts += len(rollouts)
+        self.spent.tokens += sum(r.generated for r in rollouts)
+        outcomes = np.array([r.outcome for r in rollouts]).reshape(-1, self.continuations).mean(axis=1)
+        return np.split(outcomes, np.cumsum([e.num_decisions for e in episodes])[:-1])
+
+    def _row(self, values_K: NDArray[np.float64]) -> NDArray[np.float64]:
+        alive = np.flatnonzero(values_K > 0)
+        self.counts["success" if alive.size else "no_success"] += 1
+        return _point_mass(values_K.size, int(alive[-1]) if alive.size else None)
+
+
+@dataclass
+class EntropyLocalizer:
+    """Cut before the thought that holds the token of highest entropy: where the model was least sure.
+
+    The entropies were stored when the episode was sampled, so this costs nothing. Only thoughts that the episode
+    sampled itself are considered; an episode without any is not reset. After the entropy-guided resets of FR3E
+    (arXiv 2507.07017), which branches at tokens of a correct or wrong rollout alike.
+    """
+
+    spent: Cost = field(default_factory=Cost)
+
+    def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
+        return [_point_mass(e.num_decisions, self._least_sure(e)) for e in episodes]
+
+    def _least_sure(self, episode: ThoughtTrace) -> int | None:
+        if episode.num_decisions == episode.start:
+            return None
+        token = episode.inherited_tokens + int(np.argmax(episode.entropies))
+        return min(int(np.searchsorted(episode.ends, token, side="right")), episode.num_decisions - 1)

@@ -83,7 +83,8 @@ def build_world(
     self_localizer = SelfLocalizer(
         backend, tokenizer, prompts, temperature=localize_temperature, max_tokens=localize_tokens
     )
-    return World(model, tokenizer, task, prompts, backend, simulator, Localizers(self_localizer, OracleLocalizer(task)))
+    localizers = Localizers(self_localizer, OracleLocalizer(task), simulator)
+    return World(model, tokenizer, task, prompts, backend, simulator, localizers)
 
 
 def check_lengths(world: World, problems: list[Problem]) -> None:

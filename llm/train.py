@@ -23,7 +23,8 @@ from trl import GRPOConfig
 from llm.config import ConfigError, option, run_command
 from llm.generate import Sampling
 from llm.measure import measure
-from llm.methods import METHODS, SEED_POLICIES, SPLITS, Method
+from llm.methods import MethodConfig, build_method
+from llm.objective import TrainingMethod
 from llm.plots import training_figure
 from llm.runs import RunFolder, default_folder, open_run, versions
 from llm.setup import World, build_world, check_lengths, load_model
@@ -37,14 +38,11 @@ _BUDGET = ("rollouts", "tokens", "localisation_calls", "localisation_tokens", "d
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(MethodConfig):
     """Train a language model with resets. Without options: SRPO on the embedded default model, a few minutes."""
 
     model: str = option("tiny", "Folder or hub id of a causal language model; tiny is the embedded default.")
     task: str = option("chains", "Task, with its dials: chains, chains:steps=6,hard=4, reasoning_gym:NAME, ...")
-    method: str = option("srpo", "Method.", tuple(METHODS))
-    split: str = option("1x4", "Layout of a prompt's slots; grpo takes all of them as one group.", tuple(SPLITS))
-    seed_policy: str = option("first-failure", "Which failed attempt is re-entered.", tuple(SEED_POLICIES))
     seed: int = option(0, "Seed of every random draw.")
     steps: int = option(30, "Training steps (batches of prompts).")
     prompts: int = option(32, "Prompts a step, over all processes.")
@@ -54,7 +52,6 @@ class TrainConfig:
     weight_decay: float = option(0.01, "Of AdamW.")
     grad_clip: float = option(1.0, "Maximal norm of the gradient.")
     clip: float = option(0.0, "PPO's ratio bound (0.2 is usual); 0 for none, as in the paper.")
-    prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
     micro_rows: int = option(64, "Rollouts in one backward pass, on each process.")
     sample_rows: int = option(512, "Rollouts sampled at once, on each process.")
     temperature: float = option(0.7, "Sampling temperature of rollouts.")
@@ -106,6 +103,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"learning_rate must be positive, got {config.learning_rate}")
     if config.resume and not config.output:
         raise ConfigError("--resume needs --output, the folder of the run to go on with")
+    if _processes() > 1 and not config.output:
+        raise ConfigError("several processes need --output, so that all of them use one run folder")
 
 
 def _processes() -> int:
@@ -204,7 +203,7 @@ class _Reporter:
         self.bar.update()
 
 
-def _build(config: TrainConfig) -> tuple[World, Method, list[Problem], list[Problem]]:
+def _build(config: TrainConfig) -> tuple[World, TrainingMethod, list[Problem], list[Problem]]:
     task = load_task(config.task)
     problems = task.problems("train", config.train_problems, config.seed)
     held_out = task.problems("eval", config.eval_problems, config.seed) if config.eval_problems else []
@@ -216,7 +215,7 @@ def _build(config: TrainConfig) -> tuple[World, Method, list[Problem], list[Prob
         model, tokenizer, task, sampling, config.sample_rows, config.localize_temperature, config.localize_tokens
     )
     check_lengths(world, [*problems, *held_out])
-    method = METHODS[config.method](SPLITS[config.split], SEED_POLICIES[config.seed_policy], world.localizers)
+    method = build_method(config, world.localizers)
     return world, method, problems, held_out
 
 
@@ -272,13 +271,12 @@ def main(config: TrainConfig) -> dict[str, Any]:
         backend=world.backend,
         method=method,
         problems=problems,
-        prefix_mask=config.prefix_mask,
         on_step=reporter.on_step,
         on_log=reporter.on_log,
         model=world.model,
         processing_class=world.tokenizer,
         train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
-        args=_trainer_args(config, method.plan.split.total, run),
+        args=_trainer_args(config, method.rows_per_prompt, run),
         peft_config=lora if config.lora else None,
     )
     _train(trainer, checkpoint, run)

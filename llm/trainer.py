@@ -1,18 +1,20 @@
 """`ResetTrainer`: Algorithm 2 on TRL's `GRPOTrainer`, as the thinnest possible skin.
 
 TRL keeps the optimiser, LoRA, accelerate (several processes), checkpoints and loggers. This class adds the rollouts
-(`cpi.groups.collect` through TRL's `rollout_func`) and replaces the advantages (`cpi.advantages`), and nothing else.
+(a method's `roll` through TRL's `rollout_func`) and replaces the advantages by the method's, and nothing else.
 
 Deviations from the paper:
  1. The loss is TRL's ``grpo``: the mean over all rollouts of the batch of each rollout's mean over its own tokens. The
     paper sums the base and the reset group's means; the factor 1/2 between them is a matter of the learning rate.
  2. Clipping is off (a ratio bound of 1e9) unless asked for; with one update per batch the ratio is 1 anyway.
  3. A fallback prompt (no failure, or no usable localisation) is one GRPO group of all its slots.
+    Methods list their own deviations (`llm.methods`, `llm.baselines`).
 
 Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
- 4. `rollout_func` returns the rows of whole prompts, base and reset slots together; ``env_mask`` hides the inherited
-    prefix from the loss, attention still sees it.
- 5. TRL's group advantages (Bessel's std, eps 1e-4, groups by position) are overwritten by ours after scoring.
+ 4. `rollout_func` returns the rows of whole prompts, base and reset slots together (`llm.objective.Row`); ``env_mask``
+    hides what is not trained on, such as the inherited prefix, from the loss; attention still sees it.
+ 5. TRL's group advantages (Bessel's std, eps 1e-4, groups by position, one per row) are overwritten after scoring by
+    ours, one per token [rows, tokens]: TRL's loss takes both shapes.
  6. TRL's reward metrics are dropped: they describe its own groups. `log` writes ours.
  7. The order of prompts is a data set written out for the whole run (`schedule`), so there is only one epoch for TRL
     and a run resumed in its third pass over the problems sees what an uninterrupted one sees.
@@ -24,7 +26,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,10 +43,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from cpi.draws import DrawKey
-from cpi.groups import Rollouts, collect, group_advantages
+from cpi.groups import Rollouts
 from llm.generate import ThoughtSimulator, TransformersBackend
-from llm.methods import Method
 from llm.metrics import merge, step_metrics, step_sums
+from llm.objective import Roll, TrainingMethod
 from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
 
@@ -91,20 +92,19 @@ class ResetTrainer(GRPOTrainer):
         *,
         simulator: ThoughtSimulator,
         backend: TransformersBackend,
-        method: Method,
+        method: TrainingMethod,
         problems: Sequence[Problem],
         args: GRPOConfig,
-        prefix_mask: bool = True,
         on_step: Callable[[Step], None],
         on_log: Callable[[dict[str, float | None]], None],
         **kwargs: Any,
     ) -> None:
         self.simulator, self.backend, self.method, self.problems = simulator, backend, method, problems
-        self.prefix_mask, self.on_step, self.on_log = prefix_mask, on_step, on_log
+        self.on_step, self.on_log = on_step, on_log
         self._reset_inputs: list[dict[str, Any]] = []
         self._reset_metrics: dict[str, float | None] = {}
-        self._reset_answers: Counter[str] = Counter()
-        super().__init__(reward_funcs=_outcome, args=args, rollout_func=self._roll_out, **kwargs)
+        self._reset_roll: Roll
+        super().__init__(reward_funcs=_no_reward, args=args, rollout_func=self._roll_out, **kwargs)
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
 
     @contextmanager
@@ -126,43 +126,36 @@ class ResetTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._reset_inputs = inputs  # rollout_func is handed the prompts only
         outputs: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        advantages = torch.as_tensor(np.concatenate(self._reset_step.advantages), dtype=torch.float32)
-        outputs["advantages"] = advantages.to(self.accelerator.device)
-        sums = step_sums(
-            self._reset_step.rollouts, self._reset_step.advantages, self.simulator.task, self._new_answers()
-        )
+        roll = self._reset_roll
+        outputs["advantages"] = self._advantages(outputs["completion_ids"])
+        sums = step_sums(roll.rollouts, roll.advantages, self.simulator.task, roll.answers)
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
         self.on_step(self._reset_step)
         return outputs
 
+    def _advantages(self, completion_ids: torch.Tensor) -> torch.Tensor:
+        """Advantages of every token, [rows, width]; zero on padding."""
+        padded = np.zeros(completion_ids.shape)
+        for i, row in enumerate(self._reset_roll.rows):
+            padded[i, : row.advantage_T.size] = row.advantage_T
+        return torch.as_tensor(padded, dtype=torch.float32, device=self.accelerator.device)
+
     def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """One row per slot, in prompt order; TRL repeats each prompt `num_generations` times, side by side."""
-        rows = self._reset_inputs[:: self.num_generations]
-        keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in rows]
-        roots = [self.simulator.root(self.problems[int(r["index"])]) for r in rows]
+        """A method's rows, those of a prompt together; TRL repeats a prompt `num_generations` times, side by side."""
+        inputs = self._reset_inputs[:: self.num_generations]
+        keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in inputs]
+        roots = [self.simulator.root(self.problems[int(r["index"])]) for r in inputs]
         with self._sampling():
-            rollouts = collect(self.simulator, roots, keys, self.method.plan)
-        advantages = group_advantages(rollouts.groups, self.method.estimator)
-        self._reset_step = Step(int(rows[0]["step"]), rollouts, advantages)
-        traces = rollouts.episodes()
+            roll = self.method.roll(self.simulator, roots, keys)
+        self._reset_roll = roll
+        self._reset_step = Step(int(inputs[0]["step"]), roll.rollouts, roll.advantages)
         return {
-            "prompt_ids": [list(t.prompt_ids) for t in traces],
-            "completion_ids": [list(t.ids) for t in traces],
+            "prompt_ids": [list(row.prompt_ids) for row in roll.rows],
+            "completion_ids": [list(row.completion_ids) for row in roll.rows],
             "logprobs": None,
-            "env_mask": [self._loss_mask(t) for t in traces],
-            "outcome": [t.outcome for t in traces],
+            "env_mask": [row.mask_T.astype(int).tolist() for row in roll.rows],
+            "unused": [0.0] * len(roll.rows),
         }
-
-    def _loss_mask(self, trace: ThoughtTrace) -> list[int]:
-        hidden = trace.inherited_tokens if self.prefix_mask else 0
-        return [0] * hidden + [1] * (len(trace.ids) - hidden)
-
-    def _new_answers(self) -> dict[str, int]:
-        """The localiser's parse statuses since the last step."""
-        counts: Counter[str] = getattr(self.method.plan.sampler, "counts", Counter())
-        new = counts - self._reset_answers
-        self._reset_answers = Counter(counts)
-        return dict(new)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -198,9 +191,9 @@ class ResetTrainer(GRPOTrainer):
             (folder / _COMPLETE).write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
 
 
-def _outcome(outcome: list[float], **_: Any) -> list[float]:
-    """TRL wants a reward function; the rollout has scored already."""
-    return outcome
+def _no_reward(unused: list[float], **_: Any) -> list[float]:
+    """TRL wants a reward function; the method has scored and compared its rollouts already."""
+    return unused
 
 
 def _digests(folder: Path) -> dict[str, str]:
