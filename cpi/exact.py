@@ -57,14 +57,19 @@ def values(mdp: AnyMDP, pi: ArrayLike) -> tuple[Float, Float]:
 
 def _values(mdp: AnyMDP, pi: Float) -> tuple[Float, Float]:
     lead = pi.shape[:-3]
-    V = np.zeros((*lead, mdp.H + 1, mdp.X))
-    Q = np.empty((*lead, mdp.H, mdp.X, mdp.Y))
-    Q[..., -1, :, :] = mdp.r[..., -1, :, :]
+    V_H, Q_H = np.zeros((mdp.H + 1, *lead, mdp.X)), np.empty((mdp.H, *lead, mdp.X, mdp.Y))
     for h in range(mdp.H - 1, -1, -1):
-        if h < mdp.H - 1:
-            np.add(mdp.r[..., h, :, :], mdp.expect(h, V[..., h + 1, :]), out=Q[..., h, :, :])
-        V[..., h, :] = np.einsum("...y,...y->...", pi[..., h, :, :], Q[..., h, :, :])
-    return V, Q
+        _bellman(mdp, h, V_H[h + 1], out=Q_H[h])
+        np.einsum("...y,...y->...", pi[..., h, :, :], Q_H[h], out=V_H[h])
+    return np.moveaxis(V_H, 0, -2), np.moveaxis(Q_H, 0, -3)
+
+
+def _bellman(mdp: AnyMDP, h: int, V_next: Float, out: Float) -> None:
+    """Q_h [..., X, Y] from V_{h+1} [..., X]."""
+    if h == mdp.H - 1:
+        out[...] = mdp.r[..., h, :, :]
+    else:
+        np.add(mdp.r[..., h, :, :], mdp.expect(h, V_next), out=out)
 
 
 def occupancy(mdp: AnyMDP, pi: ArrayLike) -> Float:
@@ -73,11 +78,11 @@ def occupancy(mdp: AnyMDP, pi: ArrayLike) -> Float:
 
 
 def _occupancy(mdp: AnyMDP, pi: Float) -> Float:
-    d = np.empty((*pi.shape[:-3], mdp.H, mdp.X))
-    d[..., 0, :] = mdp.mu
+    d_H = np.empty((mdp.H, *pi.shape[:-3], mdp.X))
+    d_H[0] = mdp.mu
     for h in range(mdp.H - 1):
-        d[..., h + 1, :] = mdp.push(h, d[..., h, :, None] * pi[..., h, :, :])
-    return d
+        d_H[h + 1] = mdp.push(h, d_H[h][..., None] * pi[..., h, :, :])
+    return np.moveaxis(d_H, 0, -2)
 
 
 def evaluate(mdp: AnyMDP, pi: ArrayLike) -> Evaluation:
@@ -102,22 +107,26 @@ def expected_return(mdp: AnyMDP, pi: ArrayLike) -> Float:
 def optimal(mdp: AnyMDP) -> tuple[Float, Float, Float]:
     """(V* [..., H+1, X], Q* [..., H, X, Y], a greedy optimal policy [..., H, X, Y]) by backward induction."""
     lead = mdp.r.shape[:-3]
-    V = np.zeros((*lead, mdp.H + 1, mdp.X))
-    Q = np.empty(mdp.r.shape)
-    Q[..., -1, :, :] = mdp.r[..., -1, :, :]
+    V_H, Q_H = np.zeros((mdp.H + 1, *lead, mdp.X)), np.empty((mdp.H, *lead, mdp.X, mdp.Y))
+    best_H = np.empty((mdp.H, *lead, mdp.X), dtype=np.int64)
+    first = np.arange(best_H[0].size) * mdp.Y  # where each state's actions begin in Q_H[h], flattened
     for h in range(mdp.H - 1, -1, -1):
-        if h < mdp.H - 1:
-            np.add(mdp.r[..., h, :, :], mdp.expect(h, V[..., h + 1, :]), out=Q[..., h, :, :])
-        np.max(Q[..., h, :, :], axis=-1, out=V[..., h, :])
-    return V, Q, greedy(Q)
+        _bellman(mdp, h, V_H[h + 1], out=Q_H[h])
+        Q_H[h].argmax(axis=-1, out=best_H[h])
+        V_H[h] = Q_H[h].ravel()[first + best_H[h].ravel()].reshape(V_H[h].shape)
+    return np.moveaxis(V_H, 0, -2), np.moveaxis(Q_H, 0, -3), np.moveaxis(_one_hot(best_H, mdp.Y), 0, -3)
+
+
+def _one_hot(best: NDArray[np.int64], Y: int) -> Float:
+    policy = np.zeros((*best.shape, Y))
+    policy.ravel()[np.arange(best.size) * Y + best.ravel()] = 1.0  # ravel is a view here: the array is new
+    return policy
 
 
 def greedy(Q: ArrayLike) -> Float:
     """The deterministic policy that takes the best action of `Q` [..., Y]; ties go to the lowest index."""
     Q = np.asarray(Q, dtype=np.float64)
-    policy = np.zeros(Q.shape)
-    np.put_along_axis(policy, Q.argmax(axis=-1)[..., None], 1.0, axis=-1)
-    return policy
+    return _one_hot(Q.argmax(axis=-1), Q.shape[-1])
 
 
 def policy_advantage(mdp: AnyMDP, pi: ArrayLike, pi_new: ArrayLike) -> Float:

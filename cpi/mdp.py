@@ -42,7 +42,8 @@ def _frozen(values: ArrayLike, name: str) -> Float:
 def _check_rows(rows: Float, name: str) -> None:
     """Rows along the last axis must be probabilities."""
     low = rows.min(initial=0.0)  # NaN if there is one
-    sums = rows.sum(axis=-1)
+    # A product with ones is several times faster than a sum along a short last axis.
+    sums = (rows.reshape(-1, rows.shape[-1]) @ np.ones(rows.shape[-1])).reshape(rows.shape[:-1])
     if np.isnan(low) or not np.isfinite(sums).all():
         raise MDPError(f"{name} holds NaN or infinity")
     if low < 0:
@@ -253,6 +254,7 @@ class MDPStack:
     r: Float
     mu: Float
     R_max: Float = None  # type: ignore[assignment]  # filled in by __post_init__
+    _rows: Float = field(init=False, repr=False)  # [H, B, X * Y, X]: the kernels of one step lie together in memory
 
     def __post_init__(self) -> None:
         P, r, mu = _frozen(self.P, "P"), _frozen(self.r, "r"), _frozen(self.mu, "mu")
@@ -269,7 +271,10 @@ class MDPStack:
         R_max = _default_R_max(r) if self.R_max is None else np.asarray(self.R_max, dtype=np.float64)
         R_max = np.array(np.broadcast_to(R_max, (B,)))
         _check_rewards(r, R_max)
-        object.__setattr__(self, "P", np.ascontiguousarray(P))
+        rows = np.ascontiguousarray(np.moveaxis(P, 1, 0))
+        rows.flags.writeable = False
+        object.__setattr__(self, "_rows", rows.reshape(H, B, X * Y, X))
+        object.__setattr__(self, "P", np.moveaxis(rows, 0, 1))
         object.__setattr__(self, "r", r)
         object.__setattr__(self, "mu", mu)
         object.__setattr__(self, "R_max", R_max)
@@ -308,17 +313,14 @@ class MDPStack:
     def Y(self) -> int:
         return int(self.r.shape[3])
 
-    def _rows(self, h: int) -> Float:
-        return self.P[:, h].reshape(self.B, -1, self.X)
-
     def expect(self, h: int, V: Float) -> Float:
         """E[V(x') | x, y] under P_h: V [B, X] -> [B, X, Y]."""
-        return np.asarray(self._rows(h) @ V[..., None]).reshape(self.B, self.X, self.Y)
+        return np.asarray(self._rows[h] @ V[..., None]).reshape(self.B, self.X, self.Y)
 
     def push(self, h: int, w: Float) -> Float:
         """Mass on (x, y), moved by P_h: w [B, X, Y] -> [B, X], or [B, M, X, Y] -> [B, M, X]."""
         flat = w.reshape(self.B, -1, self.X * self.Y)
-        return np.asarray(flat @ self._rows(h)).reshape(*w.shape[:-2], self.X)
+        return np.asarray(flat @ self._rows[h]).reshape(*w.shape[:-2], self.X)
 
 
 AnyMDP: TypeAlias = FiniteMDP | MDPStack
