@@ -36,7 +36,7 @@ from llm.generate import Sampling
 from llm.paper import paper_numbers
 from llm.runs import RunFolder, default_folder, open_run, versions
 from llm.setup import World, build_world, check_lengths, load_model
-from llm.statistics import Interval, bootstrap_mean, pass_at_k, wilson
+from llm.statistics import Interval, mean_score, pass_at_k, wilson
 from llm.tasks import BENCHMARKS, load_task, refuse_overlap
 from llm.tasks.base import Problem, Task, TaskError
 from llm.tasks.splits import FiniteTask
@@ -232,7 +232,7 @@ def _summary(config: EvaluateConfig, subject: Subject, spec: str, rows: Sequence
         "problems": len(rows),
         "drawn": hashlib.blake2b("\n".join(row["uid"] for row in rows).encode(), digest_size=8).hexdigest(),
         "greedy": _interval(wilson(sum(_solved(g) for g in greedy), len(greedy))),
-        "score": _interval(bootstrap_mean([g["value"] for g in greedy], rng)),
+        "score": _interval(mean_score([g["value"] for g in greedy], rng)),
         "pass_at_k": {},
         "statuses": dict(Counter(g["status"] for g in greedy)),
         "truncated": sum(not g["finished"] for g in greedy),
@@ -241,7 +241,7 @@ def _summary(config: EvaluateConfig, subject: Subject, spec: str, rows: Sequence
     }
     correct = [sum(_solved(s) for s in row["samples"]) for row in rows]
     for k in _ks(config.samples):
-        summary["pass_at_k"][str(k)] = _interval(bootstrap_mean(pass_at_k(correct, config.samples, k), rng))
+        summary["pass_at_k"][str(k)] = _interval(mean_score(pass_at_k(correct, config.samples, k), rng))
     return summary
 
 

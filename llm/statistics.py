@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-__all__ = ["Interval", "bootstrap_mean", "paired_difference", "pass_at_k", "wilson"]
+__all__ = ["Interval", "bootstrap_mean", "mean_score", "paired_difference", "pass_at_k", "wilson"]
 
 _BLOCK = 2**22  # resampled values held in memory at once
 
@@ -77,6 +77,21 @@ def bootstrap_mean(
         block[:] = values_N[rng.integers(n, size=(len(block), n))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values_N.mean()), float(low), float(high), n, level)
+
+
+def mean_score(scores_N: ArrayLike, rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000) -> Interval:
+    """`bootstrap_mean` of scores in [0, 1], except where all are 0 or all are 1: there it is Wilson's interval.
+
+    Resampling equal values gives an interval of length 0, as if it were certain that the next score is the same. Scores
+    in [0, 1] vary at most as much as coin flips of the same mean, so Wilson's interval is on the safe side.
+    Raises ValueError for a score outside [0, 1].
+    """
+    scores_N = _vector(scores_N)
+    if scores_N.min() < 0 or scores_N.max() > 1:
+        raise ValueError("scores lie in [0, 1]")
+    if scores_N.min() == scores_N.max() and scores_N[0] in (0.0, 1.0):
+        return wilson(int(scores_N.sum()), len(scores_N), level)
+    return bootstrap_mean(scores_N, rng, level, resamples)
 
 
 def paired_difference(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm.statistics import bootstrap_mean, paired_difference, pass_at_k, wilson
+from llm.statistics import bootstrap_mean, mean_score, paired_difference, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (81, 263), (499, 500)])
@@ -81,6 +81,16 @@ def test_paired_difference_removes_what_both_share() -> None:
 def test_paired_difference_refuses_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="equally many"):
         paired_difference([1.0, 2.0], [1.0], np.random.default_rng(0))
+
+
+def test_scores_that_are_all_equal_to_0_or_1_keep_wilsons_interval() -> None:
+    rng = np.random.default_rng(0)
+    assert mean_score(np.zeros(20), rng) == wilson(0, 20)
+    assert mean_score(np.ones(20), rng) == wilson(20, 20)
+    mixed = [0.0, 0.5, 1.0, 1.0]
+    assert mean_score(mixed, np.random.default_rng(1)) == bootstrap_mean(mixed, np.random.default_rng(1))
+    with pytest.raises(ValueError, match="lie in"):
+        mean_score([1.1], rng)
 
 
 @pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, float("nan")]])
