@@ -44,7 +44,7 @@ def test_overridden_methods_keep_their_signature(name, parameters):
 
 
 def test_no_attribute_of_ours_hides_one_of_trls():
-    ours = {"simulator", "backend", "method", "problems", "prefix_mask", "on_step", "on_log"}
+    ours = {"simulator", "backend", "method", "problems", "on_step", "on_log"}
     source = inspect.getsource(GRPOTrainer) + inspect.getsource(GRPOTrainer.__mro__[2])
     assert not [name for name in ours if f"self.{name} " in source]
     assert "self._reset_" not in source
@@ -73,7 +73,8 @@ def test_trl_keeps_the_rows_in_our_order_and_our_mask(trainer, outputs):
 
 def test_our_advantages_are_the_ones_that_are_trained_on(trainer, outputs):
     _, out = outputs
-    want = np.concatenate(trainer._reset_step.advantages)
+    trained = (out["completion_mask"] * out["tool_mask"]).numpy()
+    want = np.concatenate(trainer._reset_step.advantages)[:, None] * trained
     np.testing.assert_allclose(out["advantages"].numpy(), want, rtol=1e-6)
 
 

@@ -33,13 +33,12 @@ def tiny_trainer(
         backend=world.backend,
         method=method,
         problems=problems,
-        prefix_mask=config.prefix_mask,
         on_step=lambda step: None,
         on_log=on_log,
         model=world.model,
         processing_class=world.tokenizer,
         train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
-        args=_trainer_args(config, method.plan.split.total, RunFolder(folder)),
+        args=_trainer_args(config, method.rows_per_prompt, RunFolder(folder)),
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
