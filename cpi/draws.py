@@ -58,7 +58,7 @@ def uniforms(keys: Sequence[DrawKey], T: int, start: int = 0) -> NDArray[np.floa
             state = _mix(state + _GAMMA + column)
         counters = np.arange(start + 1, start + T + 1, dtype=np.uint64) * _GAMMA
         bits = _mix(state[:, None] + counters[None, :])
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def inverse_cdf(probs: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -31,14 +31,14 @@ __all__ = [
     "sample_paths",
 ]
 
-PrefixT = TypeVar("PrefixT")
+PrefixT_contra = TypeVar("PrefixT_contra", contravariant=True)
 EpisodeT_co = TypeVar("EpisodeT_co", bound=Episode[Any], covariant=True)
 
 
-class Simulator(Protocol[PrefixT, EpisodeT_co]):
+class Simulator(Protocol[PrefixT_contra, EpisodeT_co]):
     """A world that can be re-entered at any prefix of a finished trajectory."""
 
-    def continue_from(self, prefixes: Sequence[PrefixT], keys: Sequence[DrawKey]) -> Sequence[EpisodeT_co]:
+    def continue_from(self, prefixes: Sequence[PrefixT_contra], keys: Sequence[DrawKey]) -> Sequence[EpisodeT_co]:
         """One finished trajectory per prefix, drawn from its key alone: in one batch, whatever else is in it."""
         ...
 
@@ -140,12 +140,12 @@ class Paths:
 
     @property
     def returns_N(self) -> NDArray[np.float64]:
-        return self.r_NH.sum(axis=1)
+        return np.asarray(self.r_NH.sum(axis=1))
 
 
 def _pick(cdf_NS: NDArray[np.float64], u_N: NDArray[np.float64]) -> NDArray[np.int64]:
     """Inverse CDF for rows whose last entry counts as 1 whatever its rounding."""
-    return (cdf_NS[:, :-1] <= u_N[:, None]).sum(axis=1)
+    return np.asarray((cdf_NS[:, :-1] <= u_N[:, None]).sum(axis=1))
 
 
 def sample_paths(mdp: FiniteMDP, pi: NDArray[np.float64], n: int, rng: np.random.Generator) -> Paths:
