@@ -3,6 +3,21 @@
 Sums come first and ratios last, so a run on two processes reports what a run on one does. The accuracy of a step is
 measured on the fresh rollouts of the current policy (`Rollouts.fresh`), not on the base groups, whose mean the paper's
 seed policy biases upwards.
+
+kappa, rho and p place the localiser on the imperfect-oracle curve (docs/theory.md), where the task knows the first
+error. There the improvable set G of a failed response holds one of its states: the prefix just before its first wrong
+thought, the state whose decision it was that lost. This is what the oracle localiser accepts, and a lower bound on the
+paper's G, which also holds states whose decision went well by chance.
+
+    p      coverage: states in G / states, along the failed fresh rollouts of the step (those a seed is drawn from);
+           in every run, also where nothing is localised
+    kappa  recall: the mean over seeds of g at the state in G, where g_k = row_k / max(row) is the sampler's row of
+           cut probabilities as an acceptance test, scaled so that its likeliest cut is always accepted
+    rho    precision: the sum of g over states in G / its sum over all states of all seeds
+
+A uniform row accepts everything, so random resets have kappa = 1 and rho = p; a localiser with one answer each has
+rho = its share of hits among its answers, and kappa = its share of hits among all seeds, unanswered ones included. The
+theory's guarantee favours the localiser over random resets where kappa * rho > p.
 """
 
 from __future__ import annotations
@@ -44,23 +59,34 @@ def step_sums(
         **{f"verifier/{status}": float(statuses[status]) for status in ("unparsable", "timeout", "error")},
         **{f"answers/{status}": float(n) for status, n in answers.items()},
         **_localisation_sums(rollouts.localisations, task),
+        **_coverage_sums([t for t in fresh if failed(t)], task),
     }
 
 
 def _localisation_sums(localisations: Sequence[Localisation[ThoughtTrace]], task: Task) -> dict[str, float]:
-    sums = dict.fromkeys(("cuts", "cut_sum", "known", "exact", "clean", "deviation"), 0.0)
+    names = ("cuts", "cut_sum", "known", "exact", "clean", "deviation", "seeds_known", "accepted_G", "accepted")
+    sums = dict.fromkeys(names, 0.0)
     for loc in localisations:
-        if loc.k < 0:
-            continue
-        sums["cuts"] += 1
-        sums["cut_sum"] += loc.k
+        sums["cuts"] += loc.k >= 0
+        sums["cut_sum"] += max(loc.k, 0)
         true = task.first_error(loc.seed.problem, loc.seed.thoughts)
-        if true is not None:
+        if true is None:
+            continue
+        g_K = loc.row_K / max(float(loc.row_K.max(initial=0.0)), np.finfo(float).tiny)
+        sums["seeds_known"] += 1
+        sums["accepted_G"] += float(g_K[true])
+        sums["accepted"] += float(g_K.sum())
+        if loc.k >= 0:
             sums["known"] += 1
             sums["exact"] += loc.k == true
             sums["clean"] += loc.k <= true
             sums["deviation"] += loc.k - true
     return sums
+
+
+def _coverage_sums(failures: Sequence[ThoughtTrace], task: Task) -> dict[str, float]:
+    known = [t for t in failures if task.first_error(t.problem, t.thoughts) is not None]
+    return {"states_G": float(len(known)), "states": float(sum(t.num_decisions for t in known))}
 
 
 def merge(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -89,6 +115,9 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
         "localiser_clean": _ratio(sums, "clean", "known"),
         "localiser_deviation": _ratio(sums, "deviation", "known"),
         "mean_cut": _ratio(sums, "cut_sum", "cuts"),
+        "kappa": _ratio(sums, "accepted_G", "seeds_known"),
+        "rho": _ratio(sums, "accepted_G", "accepted"),
+        "p": _ratio(sums, "states_G", "states"),
         **{name: sums[name] for name in _COUNTS},
         **{name: value for name, value in sums.items() if "/" in name},
     }
