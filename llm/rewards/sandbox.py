@@ -62,7 +62,7 @@ class Limits:
 
     cpu_s: int = 6
     wall_s: float = 8.0
-    total_s: float = 60.0
+    total_s: float = 30.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 8 << 20
     tmp_bytes: int = 16 << 20
@@ -195,7 +195,7 @@ class _Child:
             raise SandboxError(f"the sandbox needs Linux, this is {sys.platform}")
         self._limits = limits
         self._process = subprocess.Popen(
-            _command(mode),
+            _command(mode, limits.tmp_bytes),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # the harness's own; a program's goes to /dev/null
@@ -286,14 +286,15 @@ def _outcome(reply: dict[str, Any], nonce: str) -> Outcome:
     return Outcome("finished", stdout, answer["value"], seconds=seconds)
 
 
-def _command(mode: Mode) -> list[str]:
+def _command(mode: Mode, tmp_bytes: int) -> list[str]:
     """The bare interpreter (not the virtual environment's, no site-packages) on the child's module."""
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     command = [python, "-S", "-P", "-s", "-B", "-c", _BOOT.format(root=str(_PACKAGE.parent), mode=mode)]
-    return [*_bubblewrap(python), *command] if mode == "bubblewrap" else command
+    return [*_bubblewrap(python, tmp_bytes), *command] if mode == "bubblewrap" else command
 
 
-def _bubblewrap(python: str) -> list[str]:
+def _bubblewrap(python: str, tmp_bytes: int) -> list[str]:
+    """The options of bubblewrap 0.7 or newer (older ones cannot limit the size of /tmp, fail, and are not used)."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise SandboxError("bubblewrap is not installed")
@@ -305,5 +306,5 @@ def _bubblewrap(python: str) -> list[str]:
     binds = [word for path in dict.fromkeys(shown) for word in ("--ro-bind", path, path)]
     return [
         bwrap, "--unshare-all", "--die-with-parent", "--new-session", *binds, "--dev", "/dev", "--proc", "/proc",
-        "--tmpfs", "/tmp", "--remount-ro", "/", "--",
+        "--size", str(tmp_bytes), "--tmpfs", "/tmp", "--remount-ro", "/", "--",
     ]  # fmt: skip
