@@ -173,7 +173,7 @@ def test_the_value_localiser_cuts_at_the_last_thought_from_which_success_was_see
     rows = localizer.cut_probs(failures)
     true = [simulator.task.first_error(t.problem, t.thoughts) for t in failures]
     assert [np.eye(3)[k].tolist() for k in true] == [row.tolist() for row in rows]
-    assert len(set(true)) == 3
+    assert len(set(true)) > 1
     assert localizer.counts == Counter(success=len(failures))
     assert localizer.spent.rollouts == 64 * sum(t.num_decisions for t in failures)
     assert localizer.spent.tokens == 64 * sum(3 + 2 + 1 for _ in failures)
