@@ -348,6 +348,7 @@ def _execute(program: Mapping[str, Any], test: Mapping[str, Any], prelude: dict[
     module.__dict__.update(prelude)
     module.__dict__.update({n: getattr(sys, n) for n in dir(sys) if not n.startswith("_")})
     name = program["function"]
+    module.__dict__.pop(name, None)  # it must be the program's own: `add`, say, is in the prelude
     try:
         exec(compile(program["source"], "<program>", "exec"), module.__dict__)
         if name is None:
