@@ -18,9 +18,12 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-__all__ = ["ConfigError", "config_from_args", "option", "run_command", "to_yaml"]
+__all__ = ["USER_ERRORS", "ConfigError", "config_from_args", "option", "run_command", "to_yaml"]
 
 ConfigT = TypeVar("ConfigT")
+
+USER_ERRORS = frozenset({"ConfigError", "TaskError", "RunError", "MDPError"})
+"""Names of the errors whose message is for the user; by name, so that printing one imports nothing."""
 
 
 class ConfigError(ValueError):
@@ -117,7 +120,7 @@ def run_command(main: Callable[[ConfigT], object], cls: type[ConfigT], prog: str
     try:
         main(config_from_args(cls, None, prog))
     except ValueError as error:
-        if type(error).__name__ not in {"ConfigError", "TaskError", "RunError", "MDPError"}:
+        if type(error).__name__ not in USER_ERRORS:
             raise
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,7 +24,15 @@ from llm.generate import Backend, NoStop, Request, ThoughtSimulator, TokenText
 from llm.tasks.base import Task
 from llm.thoughts import Prompts, ThoughtTrace, last_boxed
 
-__all__ = ["Answer", "EntropyLocalizer", "OracleLocalizer", "SelfLocalizer", "ValueLocalizer", "parse_answer"]
+__all__ = [
+    "Answer",
+    "EntropyLocalizer",
+    "OracleLocalizer",
+    "SelfLocalizer",
+    "ValueLocalizer",
+    "parse_answer",
+    "true_first_error",
+]
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _INTEGER = re.compile(r"\s*(?:step\s*)?(-?)0*(\d+)\s*", re.IGNORECASE)
@@ -62,6 +70,15 @@ def _point_mass(size: int, k: int | None) -> NDArray[np.float64]:
     if k is not None:
         row[k] = 1.0
     return row
+
+
+def true_first_error(task: Task, episode: ThoughtTrace) -> int | None:
+    """The index of the first wrong thought; None where the task does not know, or where no thought is wrong.
+
+    The latter is a failure too: a response that was cut off, or stopped, before it went wrong.
+    """
+    k = task.first_error(episode.problem, episode.thoughts)
+    return k if k is not None and k < episode.num_decisions else None
 
 
 def _number(episode: ThoughtTrace) -> int:
@@ -117,7 +134,7 @@ class OracleLocalizer:
 
     def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
         self.spent.oracle_queries += sum(e.num_decisions for e in episodes)
-        return [_point_mass(e.num_decisions, self.task.first_error(e.problem, e.thoughts)) for e in episodes]
+        return [_point_mass(e.num_decisions, true_first_error(self.task, e)) for e in episodes]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 from cpi.draws import DrawKey
 from cpi.groups import Phase, failed
 from llm.generate import ThoughtSimulator
-from llm.localize import SelfLocalizer
+from llm.localize import SelfLocalizer, true_first_error
 from llm.setup import World
 from llm.statistics import wilson
 from llm.tasks.base import Problem
@@ -49,7 +49,7 @@ def _localiser(world: World, failures: Sequence[ThoughtTrace]) -> dict[str, Any]
     localizer = world.localizers.self_localizer
     assert isinstance(localizer, SelfLocalizer)
     answers = localizer.answers(failures)
-    true = [world.task.first_error(t.problem, t.thoughts) for t in failures]
+    true = [true_first_error(world.task, t) for t in failures]
     known = [(a.k, k) for a, k in zip(answers, true, strict=True) if k is not None]
     return {
         "failures": len(failures),

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpi.groups import Localisation, Rollouts, failed
+from llm.localize import true_first_error
 from llm.tasks.base import Task
 from llm.thoughts import ThoughtTrace
 
@@ -69,7 +70,7 @@ def _localisation_sums(localisations: Sequence[Localisation[ThoughtTrace]], task
     for loc in localisations:
         sums["cuts"] += loc.k >= 0
         sums["cut_sum"] += max(loc.k, 0)
-        true = task.first_error(loc.seed.problem, loc.seed.thoughts)
+        true = true_first_error(task, loc.seed)
         if true is None:
             continue
         g_K = loc.row_K / max(float(loc.row_K.max(initial=0.0)), np.finfo(float).tiny)
@@ -85,7 +86,7 @@ def _localisation_sums(localisations: Sequence[Localisation[ThoughtTrace]], task
 
 
 def _coverage_sums(failures: Sequence[ThoughtTrace], task: Task) -> dict[str, float]:
-    known = [t for t in failures if task.first_error(t.problem, t.thoughts) is not None]
+    known = [t for t in failures if true_first_error(task, t) is not None]
     return {"states_G": float(len(known)), "states": float(sum(t.num_decisions for t in known))}
 
 
