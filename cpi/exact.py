@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cpi.mdp import AnyMDP, MDPError, check_policy
+from cpi.mdp import AnyMDP, MDPError, MDPStack, check_policy
 
 __all__ = [
     "Evaluation",
@@ -29,6 +29,7 @@ __all__ = [
     "optimal",
     "policy_advantage",
     "return_polynomial",
+    "state_values",
     "values",
 ]
 
@@ -50,13 +51,80 @@ class Evaluation:
         return self.Q - self.V[..., :-1, :, None]
 
 
+def evaluate(mdp: AnyMDP, pi: ArrayLike) -> Evaluation:
+    """Values, advantages, occupancy and return of policy `pi`."""
+    policy = check_policy(mdp, pi)
+    P_pi = _state_kernel(mdp, policy)
+    V, Q = _values(mdp, policy, P_pi)
+    return Evaluation(V=V, Q=Q, d=_occupancy(mdp, policy, P_pi), J=_start(mdp, V))
+
+
 def values(mdp: AnyMDP, pi: ArrayLike) -> tuple[Float, Float]:
     """(V [..., H+1, X], Q [..., H, X, Y]) of policy `pi`."""
-    return _values(mdp, check_policy(mdp, pi))
+    policy = check_policy(mdp, pi)
+    return _values(mdp, policy, _state_kernel(mdp, policy))
 
 
-def _values(mdp: AnyMDP, pi: Float) -> tuple[Float, Float]:
+def advantages(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """A = Q - V, [..., H, X, Y]."""
+    V, Q = values(mdp, pi)
+    return Q - V[..., :-1, :, None]
+
+
+def occupancy(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """State laws d_h [..., H, X] of policy `pi`."""
+    policy = check_policy(mdp, pi)
+    return _occupancy(mdp, policy, _state_kernel(mdp, policy))
+
+
+def state_values(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """V [..., H+1, X] alone: cheaper than `values` when neither the kernel nor the policy depends on time."""
+    policy = check_policy(mdp, pi)
+    P_pi = _state_kernel(mdp, policy)
+    return _values(mdp, policy, None)[0] if P_pi is None else _stationary_values(mdp, policy, P_pi)
+
+
+def expected_return(mdp: AnyMDP, pi: ArrayLike) -> Float:
+    """J(pi) = E[sum_h r_h]: a scalar array, or one entry per MDP or policy."""
+    return _start(mdp, state_values(mdp, pi))
+
+
+def _start(mdp: AnyMDP, V: Float) -> Float:
+    return np.asarray((V[..., 0, :] * mdp.mu).sum(axis=-1))
+
+
+def _state_kernel(mdp: AnyMDP, pi: Float) -> Float | None:
+    """P^pi(x'|x) [X, X] if neither the dense kernel nor the one policy depends on time, else None.
+
+    Forming it costs about one step on the kernel, and then each of 2 H steps costs card(Y) times less. (A sparse kernel
+    under a policy has hardly fewer entries than the kernel itself, so nothing would be gained there.)
+    """
+    if isinstance(mdp, MDPStack) or mdp.is_sparse or pi.ndim > 3 or mdp.H < 3 or not mdp.is_stationary:
+        return None
+    first = pi[0]
+    if pi.strides[0] != 0 and not (np.array_equal(first, pi[-1]) and (pi == first).all()):
+        return None
+    if (first.max(axis=-1) == 1).all():
+        return np.asarray(mdp.P[0][np.arange(mdp.X), first.argmax(axis=-1)])
+    return np.asarray((first[:, None, :] @ mdp.P[0])[:, 0, :])
+
+
+def _stationary_values(mdp: AnyMDP, pi: Float, P_pi: Float) -> Float:
+    V = np.zeros((mdp.H + 1, mdp.X))
+    r = mdp.r[:1] if mdp.r.strides[0] == 0 else mdp.r
+    r_HX = np.broadcast_to(np.einsum("xy,hxy->hx", pi[0], r), (mdp.H, mdp.X))
+    for h in range(mdp.H - 1, -1, -1):
+        np.add(r_HX[h], P_pi @ V[h + 1], out=V[h])
+    return V
+
+
+def _values(mdp: AnyMDP, pi: Float, P_pi: Float | None) -> tuple[Float, Float]:
     lead = pi.shape[:-3]
+    if P_pi is not None:  # Q of all steps is one product then
+        V = _stationary_values(mdp, pi, P_pi)
+        Q = mdp.expect(0, V[1:])
+        Q += mdp.r
+        return V, Q
     V_H, Q_H = np.zeros((mdp.H + 1, *lead, mdp.X)), np.empty((mdp.H, *lead, mdp.X, mdp.Y))
     for h in range(mdp.H - 1, -1, -1):
         _bellman(mdp, h, V_H[h + 1], out=Q_H[h])
@@ -72,36 +140,12 @@ def _bellman(mdp: AnyMDP, h: int, V_next: Float, out: Float) -> None:
         np.add(mdp.r[..., h, :, :], mdp.expect(h, V_next), out=out)
 
 
-def occupancy(mdp: AnyMDP, pi: ArrayLike) -> Float:
-    """State laws d_h [..., H, X] of policy `pi`."""
-    return _occupancy(mdp, check_policy(mdp, pi))
-
-
-def _occupancy(mdp: AnyMDP, pi: Float) -> Float:
+def _occupancy(mdp: AnyMDP, pi: Float, P_pi: Float | None) -> Float:
     d_H = np.empty((mdp.H, *pi.shape[:-3], mdp.X))
     d_H[0] = mdp.mu
     for h in range(mdp.H - 1):
-        d_H[h + 1] = mdp.push(h, d_H[h][..., None] * pi[..., h, :, :])
+        d_H[h + 1] = mdp.push(h, d_H[h][..., None] * pi[..., h, :, :]) if P_pi is None else d_H[h] @ P_pi
     return np.moveaxis(d_H, 0, -2)
-
-
-def evaluate(mdp: AnyMDP, pi: ArrayLike) -> Evaluation:
-    """Values, advantages, occupancy and return of policy `pi`."""
-    policy = check_policy(mdp, pi)
-    V, Q = _values(mdp, policy)
-    return Evaluation(V=V, Q=Q, d=_occupancy(mdp, policy), J=np.asarray((V[..., 0, :] * mdp.mu).sum(axis=-1)))
-
-
-def advantages(mdp: AnyMDP, pi: ArrayLike) -> Float:
-    """A = Q - V, [..., H, X, Y]."""
-    V, Q = values(mdp, pi)
-    return Q - V[..., :-1, :, None]
-
-
-def expected_return(mdp: AnyMDP, pi: ArrayLike) -> Float:
-    """J(pi) = E[sum_h r_h]: a scalar array, or one entry per MDP or policy."""
-    V, _ = values(mdp, pi)
-    return np.asarray((V[..., 0, :] * mdp.mu).sum(axis=-1))
 
 
 def optimal(mdp: AnyMDP) -> tuple[Float, Float, Float]:

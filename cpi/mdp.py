@@ -171,6 +171,13 @@ class FiniteMDP:
     def is_sparse(self) -> bool:
         return isinstance(self.P, tuple)
 
+    @property
+    def is_stationary(self) -> bool:
+        """Whether all steps share one stored kernel. (Equal kernels that are stored apart do not count.)"""
+        if self.is_sparse:
+            return all(kernel is self.P[0] for kernel in self.P)
+        return self.H == 1 or self.P.strides[0] == 0
+
     def _rows(self, h: int) -> Any:
         """P_h as a matrix [X * Y, X], dense or CSR; no copy."""
         return self.P[h] if self.is_sparse else self.P[h].reshape(-1, self.X)
@@ -198,8 +205,7 @@ class FiniteMDP:
 
         The first call for a kernel builds a table of its support, which is kept.
         """
-        stationary_dense = not self.is_sparse and self.P.strides[0] == 0
-        which = 0 if stationary_dense else (id(self.P[h]) if self.is_sparse else h)
+        which = id(self.P[h]) if self.is_sparse else (0 if self.is_stationary else h)
         if which not in self._tables:
             self._tables[which] = _SamplingTable.of(self._rows(h))
         return self._tables[which].draw(x_N * self.Y + y_N, u_N)
@@ -336,5 +342,5 @@ def check_policy(mdp: AnyMDP, pi: ArrayLike, name: str = "pi") -> Float:
     shape = policy.shape if isinstance(mdp, MDPStack) else policy.shape[-3:]
     if shape != expected:
         raise MDPError(f"{name} must have shape {expected}, got {policy.shape}")
-    _check_rows(policy, name)
+    _check_rows(policy[:1] if policy.strides[0] == 0 else policy, name)
     return policy

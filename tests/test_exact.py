@@ -21,6 +21,7 @@ from cpi.exact import (
     optimal,
     policy_advantage,
     return_polynomial,
+    state_values,
     values,
 )
 from cpi.mdp import FiniteMDP, MDPError
@@ -66,6 +67,7 @@ def test_one_evaluation_agrees_with_the_separate_functions(drawn):
     E = evaluate(mdp, pi)
     V, Q = values(mdp, pi)
     np.testing.assert_array_equal(E.V, V)
+    np.testing.assert_array_equal(E.V, state_values(mdp, pi))
     np.testing.assert_array_equal(E.Q, Q)
     np.testing.assert_array_equal(E.A, advantages(mdp, pi))
     np.testing.assert_array_equal(E.d, occupancy(mdp, pi))
@@ -173,6 +175,28 @@ def test_many_policies_at_once_evaluate_like_one_by_one(drawn):
         one = evaluate(mdp, pi)
         for name in ("V", "Q", "A", "d", "J"):
             np.testing.assert_allclose(getattr(E, name)[m], getattr(one, name), atol=ATOL)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("H", [1, 2, 3, 20])
+def test_time_independent_policies_take_a_short_cut_to_the_same_values(sparse, H):
+    mdp = garnet(7, 3, H, 4, seed=H, stationary=True, sparse=sparse).mdp
+    rng = np.random.default_rng(H)
+    for pi_XY in (rng.dirichlet(np.ones(3), 7), np.eye(3)[rng.integers(3, size=7)]):
+        pi = np.broadcast_to(pi_XY, (H, 7, 3))
+        short, copied = evaluate(mdp, pi), evaluate(mdp, pi.copy())
+        general = evaluate(mdp, pi[None])  # many policies at once know no short cut
+        for name in ("V", "Q", "A", "d", "J"):
+            np.testing.assert_allclose(getattr(short, name), getattr(general, name)[0], atol=ATOL)
+            np.testing.assert_array_equal(getattr(short, name), getattr(copied, name))
+        np.testing.assert_array_equal(state_values(mdp, pi), short.V)
+
+
+def test_policies_that_differ_only_in_the_middle_take_no_short_cut():
+    toy = garnet(4, 2, 5, 3, stationary=True)
+    pi = toy.pi.copy()
+    pi[2] = (1.0, 0.0)
+    np.testing.assert_allclose(evaluate(toy.mdp, pi).V, evaluate(toy.mdp, pi[None]).V[0], atol=ATOL)
 
 
 @given(strategies.mdps_with_policies(count=2), st.floats(0, 1))
