@@ -83,6 +83,7 @@ def test_the_ten_benchmarks_are_those_of_the_papers_table() -> None:
         ("reasoning_gym:chain_sum,min_terms=0", "refuses these options"),
         ("code@,tests_seed=1", "give a path"),
         ("code@x,tests_seed=one", "wrong type"),
+        ("code@x,allow_unisolated=yes", "wrong type"),
         ("chains:depth=3", "no dial 'depth'"),
     ],
 )
@@ -492,6 +493,42 @@ def test_a_decompression_bomb_is_stopped_at_its_limit() -> None:
 def test_private_tests_in_another_form_are_refused(field: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         private_tests(field)
+
+
+GOOD_PROGRAMS = {
+    "made_up_a": "print(int(input()) + 1)",
+    "made_up_c": "class Solution:\n    def double(self, x):\n        return 2 * x",
+}
+
+
+def test_programs_are_scored_by_the_share_of_their_splits_tests() -> None:
+    task = code_task()
+    for split, share in (("train", 1 / 3), ("eval", 0.0)):
+        problems = task.problems(split, 2, 0)
+        programs = [next(code for name, code in GOOD_PROGRAMS.items() if name in p.uid) for p in problems]
+        responses = [f"A plan.</thought>\n```python\n{code}\n```\n\\boxed{{done}}</thought>" for code in programs]
+        assert task.score(problems, responses) == [Score(1.0, "correct")] * 2
+        one = [p for p in problems if "made_up_a" in p.uid]  # 1 -> 2 is its public test, which only the reward sees
+        (score,) = task.score(one, ["```python\nprint(2)\n```"])
+        assert score.value == pytest.approx(share)
+
+
+def test_where_nothing_isolates_code_is_not_run_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm.rewards.sandbox.Sandbox.describe", refuse_to_isolate)
+    task = code_task()
+    with pytest.raises(TaskError, match=r"code: no isolation here .*allow_unisolated=True") as caught:
+        task.score(task.problems("eval", 1, 0), ["```python\nprint(1)\n```"])
+    assert "\n" not in str(caught.value)
+    told = load_task(f"code@{ROWS / 'code.jsonl'},allow_unisolated=True")
+    assert told.score(told.problems("eval", 1, 0), ["no code"]) == [Score(0.0, "unparsable")]
+
+
+def refuse_to_isolate(sandbox: Any) -> str:
+    from llm.rewards.sandbox import SandboxError
+
+    if sandbox.allow_unisolated:
+        return "none"
+    raise SandboxError("no isolation here")
 
 
 def test_a_row_with_hostile_tests_scores_as_an_error_and_runs_nothing(tmp_path: Path) -> None:

@@ -27,12 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from llm.rewards.base import Score
+from llm.rewards.base import Score, Verifier
 from llm.tasks.base import Problem, Split, TaskError
-from llm.tasks.options import read_options
+from llm.tasks.options import boolean, read_options
 from llm.tasks.rows import Row, check_fields, local_files, unreachable
 from llm.tasks.splits import draw, question_hash
-from llm.tasks.verifiers import named_verifier
 
 __all__ = ["MAX_TEST_BYTES", "LiveCodeBench", "pickled_text", "private_tests", "split_tests"]
 
@@ -127,17 +126,21 @@ def split_tests(tests: Sequence[Any], question_id: str, seed: int) -> tuple[list
 
 @dataclass(frozen=True)
 class LiveCodeBench:
-    """The task `code`. `path`: a folder of the hub's files, or one of them; `tests_seed` splits the private tests."""
+    """The task `code`. `path`: a folder of the hub's files, or one of them; `tests_seed` splits the private tests.
+
+    `allow_unisolated`: run model-written code even where this machine offers nothing to lock it in.
+    """
 
     path: Path | None = None
     tests_seed: int = 0
+    allow_unisolated: bool = False
 
     name = "code"
 
     @classmethod
     def from_spec(cls, spec: str) -> LiveCodeBench:
-        """The task of ``code``, ``code@PATH`` or ``code@PATH,tests_seed=1``."""
-        head, options = read_options(spec, {"tests_seed": int})
+        """The task of ``code``, ``code@PATH`` or ``code@PATH,tests_seed=1,allow_unisolated=True``."""
+        head, options = read_options(spec, {"tests_seed": int, "allow_unisolated": boolean})
         _, at, path = head.partition("@")
         if at and not path:
             raise TaskError("give a path after the @: code@PATH")
@@ -177,6 +180,17 @@ class LiveCodeBench:
         drawn = draw(self._problems, n, seed, f"the {split} split of {self.name}")
         return [Problem(f"{p.uid}#{tests}", p.question, p.answer, {**p.meta, "tests": tests}) for p in drawn]
 
+    @cached_property
+    def _verifier(self) -> Verifier:
+        """Raises TaskError where nothing isolates the code and `allow_unisolated` is not given."""
+        from llm.rewards.code import CodeVerifier
+        from llm.rewards.sandbox import Sandbox, SandboxError
+
+        try:
+            return CodeVerifier(Sandbox(allow_unisolated=self.allow_unisolated))
+        except SandboxError as error:
+            raise TaskError(f"{self.name}: {error} (as a task: {self.name},allow_unisolated=True)") from None
+
     def tests(self, problem: Problem) -> dict[str, Any]:
         """The tests that score a problem, read from its row: {"func_name": ..., "tests": [{input, output, testtype}]}.
 
@@ -210,7 +224,7 @@ class LiveCodeBench:
                 answer = json.dumps(self.tests(problems[rows[0]]))
             except TaskError:
                 continue
-            verdicts = named_verifier("code")([responses[i] for i in rows], [answer] * len(rows))
+            verdicts = self._verifier([responses[i] for i in rows], [answer] * len(rows))
             for i, score in zip(rows, verdicts, strict=True):
                 scores[i] = score
         return scores

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm.tasks.base import TaskError
 
-__all__ = ["literal", "read_options"]
+__all__ = ["boolean", "literal", "read_options"]
 
 
 def literal(text: str) -> Any:
@@ -17,6 +17,13 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def boolean(text: str) -> bool:
+    """``True`` or ``False``, spelled so. Raises ValueError for anything else."""
+    if text not in ("True", "False"):
+        raise ValueError(f"expected True or False, got {text!r}")
+    return text == "True"
 
 
 def read_options(spec: str, kinds: Mapping[str, Callable[[str], Any]] | None) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from llm.rewards.base import Score, Verifier
-from llm.tasks.base import Problem
+from llm.tasks.base import Problem, TaskError
 
 __all__ = ["VERIFIERS", "named_verifier", "score_by_name"]
 
@@ -53,7 +53,10 @@ VERIFIERS: Mapping[str, Callable[[], Verifier]] = {
 @cache
 def named_verifier(name: str) -> Verifier:
     """The verifier of a name, one object per process (some keep a warm worker)."""
-    return VERIFIERS[name]()
+    try:
+        return VERIFIERS[name]()
+    except RuntimeError as error:  # a sandbox that cannot isolate, in one line
+        raise TaskError(f"verifier {name}: {error}") from None
 
 
 def score_by_name(problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
