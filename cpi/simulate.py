@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cpi.draws import DrawKey, inverse_cdf, uniforms
 from cpi.episodes import Episode
-from cpi.mdp import FiniteMDP
+from cpi.mdp import FiniteMDP, MDPError, check_policy
 
 __all__ = [
     "Paths",
@@ -150,6 +150,7 @@ def _pick(cdf_NS: NDArray[np.float64], u_N: NDArray[np.float64]) -> NDArray[np.i
 
 def sample_paths(mdp: FiniteMDP, pi: NDArray[np.float64], n: int, rng: np.random.Generator) -> Paths:
     """`n` paths from mu under `pi` [H, X, Y], all at once; no loop over paths."""
+    pi = check_policy(mdp, pi)
     x_N = rng.choice(mdp.X, size=n, p=mdp.mu)
     x_NH = np.empty((n, mdp.H), dtype=np.int64)
     y_NH = np.empty((n, mdp.H), dtype=np.int64)
@@ -171,6 +172,10 @@ def q_rollouts(
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """One unbiased draw of Q_h(x, y) per row: take y in x at time h (0-based), then follow `pi` to the end."""
+    pi = check_policy(mdp, pi)
+    for name, index_N, size in (("h", h_N, mdp.H), ("x", x_N, mdp.X), ("y", y_N, mdp.Y)):
+        if index_N.size and not 0 <= index_N.min() <= index_N.max() < size:
+            raise MDPError(f"{name} must lie in 0..{size - 1}, got {index_N.min()}..{index_N.max()}")
     x_N, returns_N = x_N.copy(), mdp.r[h_N, x_N, y_N].astype(np.float64)
     action_N = y_N.copy()
     for h in range(int(h_N.min(initial=mdp.H)), mdp.H - 1):

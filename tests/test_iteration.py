@@ -64,6 +64,17 @@ def test_sampled_paths_follow_the_kernels_and_the_policy():
             assert (toy.mdp.P[h, paths.x_NH[:, h], paths.y_NH[:, h], paths.x_NH[:, h + 1]] > 0).all()
 
 
+def test_rollouts_of_a_bad_policy_or_from_outside_the_mdp_are_refused():
+    toy, rng, one = thought_tree(H=3, hard=1), np.random.default_rng(0), np.array([0])
+    with pytest.raises(MDPError, match="pi must have shape"):
+        sample_paths(toy.mdp, toy.pi[:1], 5, rng)
+    with pytest.raises(MDPError, match="pi must sum to one"):
+        q_rollouts(toy.mdp, toy.pi / 2, one, one, one, rng)
+    for h, x, y, message in ((3, 0, 0, "h must lie in 0..2"), (0, -1, 0, "x must lie"), (0, 0, 9, "y must lie")):
+        with pytest.raises(MDPError, match=message):
+            q_rollouts(toy.mdp, toy.pi, one + h, one + x, one + y, rng)
+
+
 # One step with exact estimates: the theorem's gains
 
 
