@@ -763,6 +763,12 @@ class TightnessLaw:
         """
         return 44.0 * self.k, (self.sigma / (2 * self.mean)) ** 2
 
+    def berry_esseen_floor(self, n: int) -> float:
+        """Phi(-sqrt(n) A / sigma) - 0.6 E|Y - A|^3 / (sigma^3 sqrt(n)), which P(Ahat <= 0) cannot be below."""
+        mean, sigma, third = _moments(self.values, self.probs)
+        root = math.sqrt(n)
+        return float(stats.norm.cdf(-root * mean / sigma)) - 0.6 * third / (sigma**3 * root)
+
     def probability_not_positive(self, n: int) -> float:
         """P(Ahat <= 0), exactly up to 1e-12 of truncated binomial mass.
 
@@ -798,10 +804,9 @@ def proposition_10(law: TightnessLaw, n: int) -> Bound:
 
 def proposition_10_berry_esseen(law: TightnessLaw, n: int) -> Bound:
     """P(Ahat <= 0) >= Phi(-sqrt(n) A / sigma) - 0.6 E|Y - A|^3 / (sigma^3 sqrt(n)), for every n."""
-    mean, sigma, third = _moments(law.values, law.probs)
-    root = math.sqrt(n)
-    right = float(stats.norm.cdf(-root * mean / sigma)) - 0.6 * third / (sigma**3 * root)
-    return _bound("Proposition 10, Berry-Esseen", law.probability_not_positive(n), ">=", right, 1e-9)
+    return _bound(
+        "Proposition 10, Berry-Esseen", law.probability_not_positive(n), ">=", law.berry_esseen_floor(n), 1e-9
+    )
 
 
 # Algorithm 2: base group and budget ---------------------------------------------------------------------------------

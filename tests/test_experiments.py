@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cpi.experiments import NAMES, load
-from cpi.experiments.one_step import ProbitFit, SampleLaw, nonpositive, smallest_n
+from cpi.experiments.one_step import ProbitFit, SampleLaw, smallest_n
 from cpi.experiments.runner import execute, generator
 from toy_mdps import tightness
 
@@ -59,7 +59,7 @@ def test_counts_give_the_law_of_the_sum_of_samples(credit):
     law, n, trials = SampleLaw.of(toy, credit), 3, 200_000
     outcomes = itertools.product(range(law.values.size), repeat=n)
     exact = sum(np.prod(law.probs[list(o)]) for o in outcomes if law.values[list(o)].sum() <= 1e-12)
-    share = nonpositive(law, n, trials, np.random.default_rng(0)) / trials
+    share = law.misses(n, trials, np.random.default_rng(0)) / trials
     assert abs(share - exact) < 4 * (exact * (1 - exact) / trials) ** 0.5
 
 
@@ -77,7 +77,7 @@ def test_the_probit_line_finds_the_threshold_of_a_normal_sum():
 
 def test_the_measured_threshold_is_that_of_normal_sums_when_p_is_small():
     law = SampleLaw.of(tightness(p=0.01, tau=0.1), credit=False)
-    fit = smallest_n(law, 0.05, 20_000, 5, np.random.default_rng(1))
+    fit = smallest_n(law.misses, 0.05, 20_000, 5, np.random.default_rng(1))
     # one standard error of the threshold is about 1% at these trials
     assert fit.threshold(0.05) == pytest.approx(law.normal_threshold(0.05), rel=0.04)
 

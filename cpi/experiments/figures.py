@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-__all__ = ["CARO", "RR", "Style", "new_figure"]
+__all__ = ["CARO", "RR", "SEQUENCE", "Style", "new_figure"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Style:
 
 RR = Style("CPI-RR", "#d95f02", "s")
 CARO = Style("CPI-CARO", "#1b6ca8", "o")
+SEQUENCE = ("#440154", "#31688e", "#35b779", "#d8a800")  # for values of a parameter, in order
 
 
 def new_figure(

@@ -7,7 +7,9 @@ multinomial counts. Random resets land in x1 with probability p, the credit samp
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,10 @@ from scipy.special import ndtri
 
 from toy_mdps.tightness import Tightness
 
-__all__ = ["ProbitFit", "SampleLaw", "nonpositive", "smallest_n"]
+__all__ = ["Misses", "ProbitFit", "SampleLaw", "power_law", "slope", "smallest_n"]
 
 Float = NDArray[np.float64]
+Misses = Callable[[int, int, np.random.Generator], int]  # (n, trials, rng) -> in how many trials Ahat <= 0
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,11 @@ class SampleLaw:
         """The n at which P(sum of n draws <= 0) = `level` if the sum were normal: z^2 variance / mean^2."""
         return float(ndtri(level) ** 2 * self.variance / self.mean**2)
 
-
-def nonpositive(law: SampleLaw, n: int, trials: int, rng: np.random.Generator) -> int:
-    """In how many of `trials` the sum of n draws is <= 0 (up to rounding, so that exact ties count)."""
-    counts = rng.multinomial(n, law.probs, size=trials)
-    rounding = 1e-12 * n * float(np.abs(law.values).max())
-    return int((counts @ law.values <= rounding).sum())
+    def misses(self, n: int, trials: int, rng: np.random.Generator) -> int:
+        """In how many of `trials` the sum of n draws is <= 0 (up to rounding, so that exact ties count)."""
+        counts = rng.multinomial(n, self.probs, size=trials)
+        rounding = 1e-12 * n * float(np.abs(self.values).max())
+        return int((counts @ self.values <= rounding).sum())
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,36 @@ class ProbitFit:
         return self.threshold(level, hits.astype(np.float64))
 
 
-def smallest_n(law: SampleLaw, level: float, trials: int, points: int, rng: np.random.Generator) -> ProbitFit:
+def smallest_n(misses: Misses, level: float, trials: int, points: int, rng: np.random.Generator) -> ProbitFit:
     """Bisection over n for P(Ahat <= 0) = `level`, then `points` sample sizes around it with `trials` trials each."""
     coarse = max(trials // 10, 1000)
     high = 1
-    while nonpositive(law, high, coarse, rng) > level * coarse:
+    while misses(high, coarse, rng) > level * coarse:
         high *= 2
     low = max(high // 2, 1)
     while high > 1.03 * low + 1:
         middle = round((low * high) ** 0.5)
-        if nonpositive(law, middle, coarse, rng) > level * coarse:
+        if misses(middle, coarse, rng) > level * coarse:
             low = middle
         else:
             high = middle
     grid = np.unique(np.round(np.geomspace(0.8, 1.25, points) * (low * high) ** 0.5))
-    hits = np.array([nonpositive(law, int(n), trials, rng) for n in grid], dtype=np.float64)
+    hits = np.array([misses(int(n), trials, rng) for n in grid], dtype=np.float64)
     return ProbitFit(grid, hits, trials)
+
+
+def slope(log_p: Float, log_cost: Float) -> Float:
+    """Least-squares slope of log_cost [..., M] over log_p [M]."""
+    centred = log_p - log_p.mean()
+    return np.asarray(log_cost @ centred / (centred @ centred))
+
+
+def power_law(p: Sequence[float], cost: Float, resampled: Float) -> dict[str, Any]:
+    """The exponent of `cost` [M] over `p` [M], its 95% interval from `resampled` costs [B, M], and the points."""
+    log_p = np.log(p)
+    ci = np.quantile(resampled, [0.025, 0.975], axis=0).T
+    return {
+        "value": float(slope(log_p, np.log(cost))),
+        "ci95": np.quantile(slope(log_p, np.log(resampled)), [0.025, 0.975]).tolist(),
+        "points": [{"p": float(x), "value": float(y), "ci95": c.tolist()} for x, y, c in zip(p, cost, ci, strict=True)],
+    }

@@ -27,19 +27,19 @@ from scipy.stats import binomtest
 
 from cpi.exact import evaluate
 from cpi.experiments.figures import CARO, RR, new_figure
-from cpi.experiments.one_step import ProbitFit, SampleLaw, smallest_n
+from cpi.experiments.one_step import ProbitFit, SampleLaw, power_law, slope, smallest_n
 from cpi.experiments.runner import Cell, Experiment, Json, Table
 from cpi.improvable import CreditSampler
 from cpi.iteration import ExactOracle, RandomResets, Sampled, Variant, step
 from cpi.regression import FiniteClass
 from toy_mdps.tightness import Tightness, tightness
 
-__all__ = ["EXPERIMENT", "Settings", "slope"]
+__all__ = ["EXPERIMENT", "Settings"]
 
 Float = NDArray[np.float64]
 VARIANTS = ("cpi-rr", "cpi-caro")
 COSTS = ("q_rollouts", "cheap_trials")
-EXPECTED = {"cpi-rr": {"q_rollouts": -2, "cheap_trials": -2}, "cpi-caro": {"q_rollouts": 0, "cheap_trials": -1}}
+THEORY = {"cpi-rr": {"q_rollouts": -2, "cheap_trials": -2}, "cpi-caro": {"q_rollouts": 0, "cheap_trials": -1}}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compute(settings: Settings, cell: Cell, rng: np.random.Generator) -> Json:
     variant, p = cell.params["variant"], cell.params["p"]
     toy = _mdp(settings, p)
     law = SampleLaw.of(toy, credit=variant == "cpi-caro")
-    fit = smallest_n(law, settings.level, settings.trials, settings.points, rng)
+    fit = smallest_n(law.misses, settings.level, settings.trials, settings.points, rng)
     n = math.ceil(float(fit.threshold(settings.level)))
     found: Json = {
         "variant": variant,
@@ -126,47 +126,38 @@ def _algorithm_1(toy: Tightness, variant: str, settings: Settings, n: int, rng: 
     return sum(estimate.Ahat <= 1e-12 for estimate in estimates)
 
 
-def slope(log_p: Float, log_cost: Float) -> Float:
-    """Least-squares slope of log_cost [..., M] over log_p [M]."""
-    centred = log_p - log_p.mean()
-    return np.asarray(log_cost @ centred / (centred @ centred))
-
-
 def conclude(settings: Settings, results: Mapping[str, Json], rng: np.random.Generator) -> Json:
-    by_variant = {v: [results[f"{v}-p{p:g}"] for p in settings.p] for v in VARIANTS}
     exponents: Json = {v: {} for v in VARIANTS}
     points: list[Json] = []
-    log_p = np.log(settings.p)
-    for variant, rows in by_variant.items():
-        fits = [ProbitFit(np.array(row["grid_n"]), np.array(row["hits"]), settings.trials) for row in rows]
-        n = np.array([float(fit.threshold(settings.level)) for fit in fits])
-        boot = np.stack([fit.resampled(settings.level, settings.resamples, rng) for fit in fits], axis=-1)
-        normal = np.array([row["normal_threshold"] for row in rows])
-        per_draw = np.array([row.get("trials_per_draw", 1.0) for row in rows])
-        se = np.array([row.get("trials_per_draw_se", 0.0) for row in rows])
-        boot_per_draw = per_draw + se * rng.standard_normal(boot.shape)
-        costs = {
-            "q_rollouts": (n, boot, normal),
-            "cheap_trials": (
-                n * per_draw,
-                boot * boot_per_draw,
-                normal * (per_draw if variant == "cpi-rr" else 1 / np.array(settings.p)),
-            ),
-        }
-        for cost, (value, resampled, predicted) in costs.items():
-            slopes = slope(log_p, np.log(resampled))
-            exponents[variant][cost] = {
-                "value": float(slope(log_p, np.log(value))),
-                "ci95": np.quantile(slopes, [0.025, 0.975]).tolist(),
-                "predicted": float(slope(log_p, np.log(predicted))),
-                "theory": EXPECTED[variant][cost],
-            }
-            ci = np.quantile(resampled, [0.025, 0.975], axis=0).T
-            points += [
-                {"variant": variant, "cost": cost, "p": p, "value": float(x), "ci95": c.tolist(), "normal": float(m)}
-                for p, x, c, m in zip(settings.p, value, ci, predicted, strict=True)
-            ]
+    for variant in VARIANTS:
+        rows = [results[f"{variant}-p{p:g}"] for p in settings.p]
+        for cost, (value, resampled, normal) in _costs(settings, variant, rows, rng).items():
+            found = power_law(settings.p, value, resampled)
+            for point, predicted in zip(found.pop("points"), normal, strict=True):
+                points.append({"variant": variant, "cost": cost, **point, "normal": float(predicted)})
+            predicted_slope = float(slope(np.log(settings.p), np.log(normal)))
+            exponents[variant][cost] = found | {"predicted": predicted_slope, "theory": THEORY[variant][cost]}
     return {"exponents": exponents, "points": points, "algorithm_1": _checks(settings, results)}
+
+
+def _costs(
+    settings: Settings, variant: str, rows: list[Json], rng: np.random.Generator
+) -> dict[str, tuple[Float, Float, Float]]:
+    """By cost: what was measured [M], its bootstrap [B, M], and what normal sums would need [M]; M values of p."""
+    fits = [ProbitFit(np.array(row["grid_n"]), np.array(row["hits"]), settings.trials) for row in rows]
+    n = np.array([float(fit.threshold(settings.level)) for fit in fits])
+    boot = np.stack([fit.resampled(settings.level, settings.resamples, rng) for fit in fits], axis=-1)
+    normal = np.array([row["normal_threshold"] for row in rows])
+    per_draw, per_draw_boot, expected = np.ones(len(rows)), np.ones(boot.shape), np.ones(len(rows))
+    if variant == "cpi-caro":
+        per_draw = np.array([row["trials_per_draw"] for row in rows])
+        se = np.array([row["trials_per_draw_se"] for row in rows])
+        per_draw_boot = per_draw + se * rng.standard_normal(boot.shape)
+        expected = 1 / np.array(settings.p)
+    return {
+        "q_rollouts": (n, boot, normal),
+        "cheap_trials": (n * per_draw, boot * per_draw_boot, normal * expected),
+    }
 
 
 def _checks(settings: Settings, results: Mapping[str, Json]) -> list[Json]:
