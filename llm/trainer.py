@@ -173,8 +173,10 @@ class ResetTrainer(GRPOTrainer):
             rows.clear()
         if "loss" not in logs:  # the summary at the end
             return
-        optimiser = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
-        row = {**self._reset_metrics, **optimiser}
+        optimiser: dict[str, float | None] = {
+            name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs
+        }
+        row: dict[str, float | None] = {**self._reset_metrics, **optimiser}
         if self.accelerator.is_main_process:
             self.on_log(row)
         Trainer.log(self, {name: value for name, value in row.items() if value is not None}, start_time)
