@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from cpi.draws import DrawKey
 from cpi.groups import Phase
 from cpi.resets import Cost
-from llm.generate import Backend, NoStop, Request, ThoughtSimulator, TokenText
+from llm.generate import Backend, NoStop, Request, Sampled, ThoughtSimulator, TokenText
 from llm.tasks.base import Task
 from llm.thoughts import Prompts, ThoughtTrace, last_boxed
 
@@ -65,6 +66,17 @@ def parse_answer(text: str, num_thoughts: int) -> Answer:
     return Answer("repeated" if len(_BOX.findall(text)) > 1 else "exact", int(digits) - 1)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A localisation answer: key and length of the episode it is about, token ids of question and answer, reading."""
+
+    seed: DrawKey
+    num_decisions: int
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    answer: Answer
+
+
 def _point_mass(size: int, k: int | None) -> NDArray[np.float64]:
     row = np.zeros(size)
     if k is not None:
@@ -90,8 +102,9 @@ def _number(episode: ThoughtTrace) -> int:
 class SelfLocalizer:
     """The model's own answer to "which step is the first wrong one", one batch for all episodes.
 
-    The answer is sampled at its own temperature from the key of the episode, so it does not depend on the batch.
-    `counts` holds the parse statuses so far.
+    The answer is sampled at its own temperature from the key of the episode, so it does not depend on the batch. With
+    `answers_per_seed` above 1 the row is the share of answers that name each cut; what is missing are unusable ones.
+    `counts` holds the parse statuses so far, `asked` the answers of the last call by the key of their episode.
     """
 
     backend: Backend
@@ -100,28 +113,49 @@ class SelfLocalizer:
     temperature: float = 0.3
     top_p: float = 0.95
     max_tokens: int = 1024
+    answers_per_seed: int = 1
     spent: Cost = field(default_factory=Cost)
     counts: Counter[str] = field(default_factory=Counter)
+    asked: dict[DrawKey, list[Asked]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._text = TokenText(self.tokenizer)
 
     def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
-        answers = self.answers(episodes)
-        self.counts.update(a.status for a in answers)
-        return [_point_mass(e.num_decisions, a.k) for e, a in zip(episodes, answers, strict=True)]
+        asked = self._ask([e for e in episodes for _ in range(self.answers_per_seed)])
+        self.counts.update(a.answer.status for a in asked)
+        self.asked = {}
+        for a in asked:
+            self.asked.setdefault(a.seed, []).append(a)
+        masses = [_point_mass(a.num_decisions, a.answer.k) for a in asked]
+        n = self.answers_per_seed
+        return [np.mean(masses[i : i + n], axis=0) for i in range(0, len(masses), n)]
 
     def answers(self, episodes: Sequence[ThoughtTrace]) -> list[Answer]:
-        sampled = self.backend.sample([self._request(e) for e in episodes], self.temperature, self.top_p)
+        """One answer for each episode."""
+        return [a.answer for a in self._ask(episodes)]
+
+    def _ask(self, episodes: Sequence[ThoughtTrace]) -> list[Asked]:
+        """One answer for each entry; an episode that is given several times is asked from several draws."""
+        times: Counter[DrawKey] = Counter()
+        requests = []
+        for e in episodes:
+            requests.append(self._request(e, times[e.key]))
+            times[e.key] += 1
+        sampled = self.backend.sample(requests, self.temperature, self.top_p)
         self.spent.localisation_calls += len(sampled)
         self.spent.localisation_tokens += sum(len(s.ids) for s in sampled)
-        texts = ["".join(self._text(t) for t in s.ids) for s in sampled]
-        return [parse_answer(text, e.num_decisions) for text, e in zip(texts, episodes, strict=True)]
+        return [self._read(*row) for row in zip(episodes, requests, sampled, strict=True)]
 
-    def _request(self, episode: ThoughtTrace) -> Request:
+    def _read(self, episode: ThoughtTrace, request: Request, sampled: Sampled) -> Asked:
+        text = "".join(self._text(t) for t in sampled.ids)
+        answer = parse_answer(text, episode.num_decisions)
+        return Asked(episode.key, episode.num_decisions, request.ids, tuple(sampled.ids), answer)
+
+    def _request(self, episode: ThoughtTrace, again: int) -> Request:
         prompt = self.prompts.localize(self.tokenizer, episode.problem.question, episode.thoughts)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        key = episode.key.at(phase=Phase.LOCALISE, slot=_number(episode))
+        key = episode.key.at(phase=Phase.LOCALISE, slot=again << 32 | _number(episode))
         return Request(tuple(ids), key, first_draw=0, max_tokens=self.max_tokens, stop=NoStop())
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
+
+import numpy as np
 
 from cpi.advantages import AdvantageEstimator, LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
-from cpi.groups import FirstFailure, IntactBase, Plan, SeedPolicy, Split, collect, group_advantages
-from cpi.resets import ResetSampler, Start, UniformWithinEpisode
+from cpi.groups import FirstFailure, Group, IntactBase, Plan, SeedPolicy, Split, collect, group_advantages
+from cpi.resets import Cost, ResetSampler, Start, UniformWithinEpisode
 from llm.config import ConfigError, option
 from llm.generate import ThoughtSimulator
-from llm.localize import EntropyLocalizer, SelfLocalizer, ValueLocalizer
-from llm.objective import Length, Roll, TrainingMethod, trace_row
-from llm.thoughts import Prefix
+from llm.localize import Asked, EntropyLocalizer, SelfLocalizer, ValueLocalizer
+from llm.objective import Length, Roll, Row, TrainingMethod, trace_row
+from llm.thoughts import Prefix, ThoughtTrace
 
 __all__ = [
     "ESTIMATORS",
@@ -33,6 +35,7 @@ __all__ = [
     "MethodConfig",
     "build_method",
     "grpo",
+    "localizer_rows",
     "oracle_srpo",
     "parse_split",
     "rrpo",
@@ -70,18 +73,33 @@ class Localizers:
     simulator: ThoughtSimulator
 
 
-LOCALIZERS: dict[str, Callable[[Localizers, int], ResetSampler]] = {
-    "self": lambda at_hand, continuations: at_hand.self_localizer,
-    "oracle": lambda at_hand, continuations: at_hand.oracle,
-    "random": lambda at_hand, continuations: UniformWithinEpisode(),
-    "value": lambda at_hand, continuations: ValueLocalizer(at_hand.simulator, continuations),
-    "entropy": lambda at_hand, continuations: EntropyLocalizer(),
+def _own(at_hand: Localizers, config: MethodConfig) -> SelfLocalizer:
+    """The model's own localiser with the answers that the config asks for; its account starts empty."""
+    return replace(at_hand.self_localizer, answers_per_seed=config.answers, spent=Cost(), counts=Counter(), asked={})
+
+
+def _trained(at_hand: Localizers, config: MethodConfig) -> SelfLocalizer:
+    """The same, but sampled as rollouts are: an answer that is trained on must be on-policy, and explore."""
+    sampling = at_hand.simulator.sampling
+    return replace(_own(at_hand, config), temperature=sampling.temperature, top_p=sampling.top_p)
+
+
+LOCALIZERS: dict[str, Callable[[Localizers, MethodConfig], ResetSampler]] = {
+    "self": _own,
+    "trained": _trained,
+    "oracle": lambda at_hand, config: at_hand.oracle,
+    "random": lambda at_hand, config: UniformWithinEpisode(),
+    "value": lambda at_hand, config: ValueLocalizer(at_hand.simulator, config.continuations),
+    "entropy": lambda at_hand, config: EntropyLocalizer(),
 }
 
 
 @dataclass(frozen=True)
 class Method:
-    """Algorithm 2 with its choices: the buffer (`plan`), how rewards are compared, and how responses are weighed."""
+    """Algorithm 2 with its choices: the buffer (`plan`), how rewards are compared, and how responses are weighed.
+
+    trained: the plan's sampler, if its answers are trained on as well (`localizer_rows`).
+    """
 
     name: str
     plan: Plan
@@ -89,26 +107,60 @@ class Method:
     pooled: bool = False
     length: Length = "own"
     prefix_mask: bool = True
+    trained: SelfLocalizer | None = None
 
     @property
     def rows_per_prompt(self) -> int:
-        return self.plan.split.total
+        return self.plan.split.total + (self.trained.answers_per_seed if self.trained else 0)
 
     def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
         before = self._answers()
         rollouts = collect(simulator, roots, keys, self.plan)
         advantages = group_advantages(rollouts.groups, self.estimator, pooled=self.pooled)
-        longest = simulator.sampling.max_tokens
-        rows = [
-            trace_row(trace, float(a), longest, self.length, self.prefix_mask)
-            for group, group_row in zip(rollouts.groups, advantages, strict=True)
-            for trace, a in zip(group.episodes, group_row, strict=True)
-        ]
-        return Roll(rows, rollouts, advantages, self._answers() - before)
+        rows: list[list[Row]] = [[] for _ in roots]
+        for group, group_row in zip(rollouts.groups, advantages, strict=True):
+            rows[group.prompt] += [
+                self._row(t, float(a), simulator) for t, a in zip(group.episodes, group_row, strict=True)
+            ]
+        if self.trained:
+            resets = [g for g in rollouts.groups if g.kind == "reset"]
+            for prompt, own in enumerate(rows):
+                own += localizer_rows([g for g in resets if g.prompt == prompt], self.trained, self.estimator, own[0])
+        return Roll([r for own in rows for r in own], rollouts, advantages, self._answers() - before)
+
+    def _row(self, trace: ThoughtTrace, advantage: float, simulator: ThoughtSimulator) -> Row:
+        return trace_row(trace, advantage, simulator.sampling.max_tokens, self.length, self.prefix_mask)
 
     def _answers(self) -> Counter[str]:
         """How often the localiser's answers have had each parse status so far."""
         return Counter(getattr(self.plan.sampler, "counts", {}))
+
+
+def localizer_rows(
+    resets: Sequence[Group[ThoughtTrace]], localizer: SelfLocalizer, estimator: AdvantageEstimator, filler: Row
+) -> list[Row]:
+    """Rows for the answers about one seed, rewarded by what the suffixes tell.
+
+    The reward of an answer is the mean outcome of the reset group at the cut that it names, and 0 if it names none. An
+    answer whose cut no group tried is not compared. Answers about one seed are continuations of one prompt, so
+    they are compared like any group. There is always a row for every answer; those without a comparison repeat
+    `filler` with nothing in it trained.
+    """
+    nothing = replace(filler, mask_T=np.zeros_like(filler.mask_T), advantage_T=np.zeros_like(filler.advantage_T))
+    outcome = {g.k: float(np.mean([e.outcome for e in g.episodes])) for g in resets}
+    answers = localizer.asked[resets[0].seed.key] if resets and resets[0].seed else []
+    tried = [a for a in answers if a.answer.k is None or a.answer.k in outcome]
+    if len(tried) < 2:
+        return [nothing] * localizer.answers_per_seed
+    rewards = [0.0 if a.answer.k is None else outcome[a.answer.k] for a in tried]
+    (advantages,) = estimator([rewards])
+    rows = [_answer_row(a, float(advantage)) for a, advantage in zip(tried, advantages, strict=True)]
+    return rows + [nothing] * (localizer.answers_per_seed - len(rows))
+
+
+def _answer_row(asked: Asked, advantage: float) -> Row:
+    size = len(asked.answer_ids)
+    return Row(asked.prompt_ids, asked.answer_ids, np.ones(size, dtype=np.bool_), np.full(size, advantage))
 
 
 _SIZES = r"(\d+(?:\+\d+)*)?"
@@ -148,7 +200,14 @@ def _algorithm_2(config: MethodConfig, sampler: ResetSampler) -> Method:
 
 def _weighted(config: MethodConfig, plan: Plan) -> Method:
     length: Length = config.length  # type: ignore[assignment]  # its choices are checked by llm.config
-    return Method(config.method, plan, ESTIMATORS[config.estimator], config.pooled, length, config.prefix_mask)
+    return Method(
+        name=config.method,
+        plan=plan,
+        estimator=ESTIMATORS[config.estimator],
+        pooled=config.pooled,
+        length=length,
+        prefix_mask=config.prefix_mask,
+    )
 
 
 def grpo(config: MethodConfig, localizers: Localizers) -> Method:
@@ -175,10 +234,22 @@ def srpo(config: MethodConfig, localizers: Localizers) -> Method:
     """SRPO (arXiv 2605.25507, Algorithm 2): the cut is the model's own answer to "which step is the first wrong one".
 
     Deviations: (1) and (2) as `rrpo`; (3) an answer that cannot be parsed is no reset: the prompt's slots become one
-    plain GRPO group (the authors' release resets to step 1). Other values of ``localizer`` put another sampler in the
-    model's place (`LOCALIZERS`).
+    plain GRPO group (the authors' release resets to step 1).
+
+    Other values of ``localizer`` put another sampler in the model's place (`LOCALIZERS`). "trained" is the paper's open
+    direction: the model is asked `answers` times about one seed, the reset groups try distinct ones of its answers, and
+    the answers are trained on as well (`localizer_rows`).
     """
-    return _algorithm_2(config, LOCALIZERS[config.localizer](localizers, config.continuations))
+    sampler = LOCALIZERS[config.localizer](localizers, config)
+    method = _algorithm_2(config, sampler)
+    if config.localizer != "trained" or not isinstance(sampler, SelfLocalizer):
+        return method
+    if config.answers < 2 or not config.share_seed or len(method.plan.split.reset) < 2:
+        raise ConfigError(
+            "localizer trained compares answers about one seed: give --answers 4 --share-seed and a split with two "
+            "reset groups, such as 4/2+2"
+        )
+    return replace(method, trained=sampler)
 
 
 def oracle_srpo(config: MethodConfig, localizers: Localizers) -> Method:
@@ -212,6 +283,7 @@ class MethodConfig:
     )
     share_seed: bool = option(False, "All reset groups of a prompt re-enter one seed, at distinct cuts.")
     localizer: str = option("self", "What says where srpo cuts.", tuple(LOCALIZERS))
+    answers: int = option(1, "Localisation answers asked for each seed, by localizer self and trained.")
     continuations: int = option(4, "Continuations from each thought where values are estimated by Monte Carlo.")
     estimator: str = option("zscore", "How rewards of a group become advantages.", tuple(ESTIMATORS))
     pooled: bool = option(False, "Compare all groups of a prompt together.")
@@ -227,6 +299,7 @@ def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod
     """The method of a config. Raises ConfigError where its settings do not fit together."""
     if config.localizer != "self" and config.method != "srpo":
         raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
-    if config.continuations < 1:
-        raise ConfigError(f"continuations must be at least 1, got {config.continuations}")
+    for name in ("answers", "continuations"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     return METHODS[config.method](config, localizers)
