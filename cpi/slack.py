@@ -11,8 +11,9 @@ greedy, deterministic at random, or stochastic at random, and a gate that is the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,21 @@ from numpy.typing import NDArray
 from cpi import bounds
 from cpi.bounds import Bound
 from cpi.exact import evaluate, greedy
-from cpi.improvable import improvable_set
+from cpi.improvable import credit_law, improvable_set
 from cpi.mdp import FiniteMDP, MDPStack
 
-__all__ = ["STATEMENTS", "Instance", "Slack", "hunt", "random_instances", "strayed_chain", "tight_chain"]
+__all__ = [
+    "STATEMENTS",
+    "Instance",
+    "Slack",
+    "edge_of_event",
+    "hunt",
+    "hunt_statistics",
+    "main",
+    "random_instances",
+    "strayed_chain",
+    "tight_chain",
+]
 
 Array = NDArray[np.float64]
 
@@ -140,7 +152,7 @@ def _single(mdp: FiniteMDP, pi: Array, pi_new: Array, gate: Array, alpha: float)
 
 @dataclass
 class Slack:
-    """What a hunt has found for one statement; slack in units of H R_max."""
+    """What a hunt has found for one statement; slack in units of H R_max (of 1 for probabilities)."""
 
     instances: int = 0
     violations: int = 0
@@ -149,14 +161,14 @@ class Slack:
 
     def add(self, bound: Bound, scale: float) -> None:
         finite = np.isfinite(bound.slack)
-        self.instances += bound.lhs.size if bound.lhs.ndim == 1 else len(bound.lhs)
+        self.instances += 1 if bound.lhs.ndim == 0 else len(bound.lhs)
         self.violations += int((bound.slack < -bound.tol).sum())
         self.smallest_slack = min(self.smallest_slack, float(bound.slack[finite].min(initial=np.inf)) / scale)
         self.largest_tightness = max(self.largest_tightness, float(bound.tightness[finite].max(initial=0.0)))
 
 
 def hunt(seed: int, count: int) -> dict[str, Slack]:
-    """Every statement on `count` random MDPs and on the constructed families."""
+    """Every exact statement on `count` random MDPs and on the constructed families."""
     found = {name: Slack() for name in STATEMENTS}
     rng = np.random.default_rng(seed)
     for source in (random_instances(rng, count), constructed_instances()):
@@ -166,13 +178,80 @@ def hunt(seed: int, count: int) -> dict[str, Slack]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cpi.slack", description=__doc__)
+def edge_of_event(mdp: FiniteMDP, pi: Array, g: Array, t: float, rng: np.random.Generator) -> tuple[Array, float]:
+    """(Qhat, zeta) on the edge of Theorem 1's event, 3 eta + |zeta| = t / 2: the worst fit and estimate that it allows.
+
+    The direction of the error is random. Where the sampler never goes the event allows any error, and there it is
+    large.
+    """
+    ev = evaluate(mdp, pi)
+    share = rng.choice([0.0, 0.5, 1.0])
+    noise = rng.normal(size=ev.Q.shape)
+    eta = float(np.sqrt(2 * (credit_law(ev.d, g)[..., None] * noise**2).sum()))
+    visited = (ev.d * g > 0)[..., None]
+    error = np.where(visited, share * t / 6 / eta * noise, 10 * mdp.R_max * noise)
+    return ev.Q + error, float(rng.choice([-1.0, 1.0])) * (1 - share) * t / 2 * (1 - 1e-9)
+
+
+def _sampled(instance: Instance, b: int, rng: np.random.Generator) -> Iterator[Bound]:
+    """The statements about samples on the b-th MDP of an instance, where pi visits its improvable set and its gate."""
+    mdp, pi, g, tau = instance.stack[b], instance.pi[b], instance.g[b], instance.tau
+    d, G = evaluate(mdp, pi).d, instance.G[b]
+    p, both = float((d * G).sum()) / mdp.H, float((d * G * g).sum())
+    if min(p, both) < 1e-3:
+        return
+    Qhat, t = evaluate(mdp, instance.pi_new[b]).Q, tau * (1 - 1e-9)
+    yield bounds.lemma_8(mdp, pi, Qhat, g)
+    yield bounds.greedy_transfer(mdp, pi, Qhat, g)
+    yield bounds.estimate_is_useful(bounds.fit(mdp, pi, Qhat, g), float(rng.normal()) * tau)
+    yield bounds.theorem_1a(mdp, pi, tau, *edge_of_event(mdp, pi, np.ones(d.shape), p * t, rng))
+    yield bounds.theorem_1b(mdp, pi, tau, *edge_of_event(mdp, pi, G, t, rng))
+    yield bounds.imperfect_oracle_advantage(mdp, pi, tau, g)
+    rho = both / float((d * g).sum())
+    yield bounds.imperfect_oracle(mdp, pi, tau, g, *edge_of_event(mdp, pi, g, rho * t, rng))
+    yield bounds.exact_step(mdp, pi, g)
+
+
+def _laws() -> Iterator[Bound]:
+    """The statements about probabilities, each side computed exactly, on grids."""
+    for n, delta, Q in product((30, 100, 1000), (0.5, 0.05, 1e-3, 1e-6), (0.3, 0.5)):
+        just_wrong = 1.0001 * float(np.sqrt(bounds.FIT_CONSTANT * np.log(2 / delta) / n))
+        yield bounds.lemma_7([1.0], [Q], [[Q], [min(1.0, Q + just_wrong)]], n, delta)
+    for n, w in product((1, 2, 5, 20, 100), (0.05, 0.2, 0.4, 0.5, 0.59)):
+        yield bounds.lemma_9([0, 1], [1 - w, w], n)
+        yield bounds.lemma_9([-2, 0, 3], [w / 2, 1 - w, w / 2], n)
+    for k, share, p in product((2, 4), (0.0, 0.5), (1.0, 0.1)):
+        law = bounds.TightnessLaw(p, k, 0.03 / p, share * 0.03)
+        for place in (0.0, 1.0):
+            low, high = law.n_range
+            n = int(np.ceil(low + place * (high - low - 1)))
+            yield bounds.proposition_10(law, n)
+            yield bounds.proposition_10_berry_esseen(law, n)
+    for q, n in product((1.0, 0.5, 0.1), (1, 10)):
+        yield bounds.algorithm_3_cost(q, n, horizon=n + int(60 * n / q))
+
+
+def hunt_statistics(seed: int, count: int) -> dict[str, Slack]:
+    """The statements about samples and probabilities, on about `count` random MDPs and on grids of laws."""
+    found: dict[str, Slack] = {}
+    rng = np.random.default_rng(seed)
+    for instance in random_instances(rng, 10 * count):
+        for b in range(20):
+            for bound in _sampled(instance, b, rng):
+                found.setdefault(bound.name, Slack()).add(bound, instance.stack.H)
+    for bound in _laws():
+        found.setdefault(bound.name, Slack()).add(bound, 1.0)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m cpi.slack", description="Hunt for the tightest instances.")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random instances (default: 0)")
     parser.add_argument("--count", type=int, default=20_000, help="random MDPs (default: 20000)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(f"{'statement':36} {'instances':>9} {'violations':>10} {'least slack':>12} {'tightness':>9}")
-    for name, slack in hunt(arguments.seed, arguments.count).items():
+    found = hunt(arguments.seed, arguments.count) | hunt_statistics(arguments.seed, arguments.count // 10)
+    for name, slack in found.items():
         tightness = f"{slack.largest_tightness:9.4f}" if slack.violations == 0 else "    false"
         print(f"{name:36} {slack.instances:9d} {slack.violations:10d} {slack.smallest_slack:12.2e} {tightness}")
 
