@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import sympy as sp
@@ -39,6 +41,14 @@ def test_front_loading_gap_is_never_negative_at_an_integer():
     i = next(iter(s.front_loading_gap().free_symbols))
     assert sp.expand(s.front_loading_gap() - (i - 1) * (i - 2) / 2) == 0
     assert min(int(s.front_loading_gap().subs(i, v)) for v in range(1, 50)) == 0
+
+
+@pytest.mark.parametrize("H", [1, 2, 5, 9])
+def test_no_gated_path_weighs_more_than_the_front_loaded_one(H):
+    """theory.md, section 4, by enumeration of the vertices: sum_{k<h} (H-h+1)(g_k + g_k g_h) <= H(H-1)/2 sum_k g_k."""
+    for g in product((0, 1), repeat=H):
+        pairs = [(k, h) for h in range(H) for k in range(h)]
+        assert sum((H - h) * g[k] * (1 + g[h]) for k, h in pairs) <= H * (H - 1) / 2 * sum(g)
 
 
 def test_constants_agree_with_bounds():
