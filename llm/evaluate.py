@@ -42,7 +42,7 @@ from llm.tasks.base import Problem, Task, TaskError
 from llm.tasks.splits import FiniteTask
 from llm.thoughts import ThoughtTrace
 
-__all__ = ["EvaluateConfig", "Subject", "find_subject", "main"]
+__all__ = ["EvaluateConfig", "Subject", "find_subject", "load_subject", "main"]
 
 _PAPER_LENGTHS = {"max_tokens": 4096, "max_thoughts": 20, "max_thought_tokens": 256}
 _PAPER_COLUMNS = ("Base", "GRPO", "RRPO", "SRPO")
@@ -118,7 +118,8 @@ def find_subject(model: str) -> Subject:
     return Subject(str(folder) if run else model, None, run)
 
 
-def _load(subject: Subject, dtype: str) -> tuple[Any, Any]:
+def load_subject(subject: Subject, dtype: str) -> tuple[Any, Any]:
+    """Model, on the GPU if there is one, and tokenizer; an adapter is put on its base."""
     model, tokenizer = load_model(subject.base, dtype)
     if subject.adapter is not None:
         from peft import PeftModel
@@ -266,7 +267,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     trained_on = _trained_on(subject)
     for spec in specs:
         refuse_overlap(trained_on or (), problems[spec], f"the run's task and {spec}")
-    model, tokenizer = _load(subject, config.dtype)
+    model, tokenizer = load_subject(subject, config.dtype)
     worlds = {spec: _world(config, subject, model, tokenizer, task) for spec, task in tasks.items()}
     for spec in specs:
         _fit(config, subject, worlds[spec], problems[spec])
