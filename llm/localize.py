@@ -24,6 +24,7 @@ from cpi.resets import Cost
 from llm.generate import Backend, NoStop, Request, Sampled, ThoughtSimulator, TokenText
 from llm.tasks.base import Task
 from llm.thoughts import Prompts, ThoughtTrace, last_boxed
+from llm.values import episode_number, prefix_values
 
 __all__ = [
     "Answer",
@@ -93,11 +94,6 @@ def true_first_error(task: Task, episode: ThoughtTrace) -> int | None:
     return k if k is not None and k < episode.num_decisions else None
 
 
-def _number(episode: ThoughtTrace) -> int:
-    """One number for each rollout of a prompt: base and reset rollouts number their slots alike."""
-    return episode.key.slot * len(Phase) + episode.key.phase
-
-
 @dataclass
 class SelfLocalizer:
     """The model's own answer to "which step is the first wrong one", one batch for all episodes.
@@ -155,7 +151,7 @@ class SelfLocalizer:
     def _request(self, episode: ThoughtTrace, again: int) -> Request:
         prompt = self.prompts.localize(self.tokenizer, episode.problem.question, episode.thoughts)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        key = episode.key.at(phase=Phase.LOCALISE, slot=again << 32 | _number(episode))
+        key = episode.key.at(phase=Phase.LOCALISE, slot=again << 32 | episode_number(episode))
         return Request(tuple(ids), key, first_draw=0, max_tokens=self.max_tokens, stop=NoStop())
 
 
@@ -188,19 +184,13 @@ class ValueLocalizer:
     counts: Counter[str] = field(default_factory=Counter)
 
     def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
-        return [self._row(values_K) for values_K in self.values(episodes)]
-
-    def values(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
-        """V_k for k = 0 .. num_decisions - 1 of each episode, one batch for all."""
-        prefixes = [e.prefix(k) for e in episodes for k in range(e.num_decisions) for _ in range(self.continuations)]
-        slots = [_number(e) << 32 | i for e in episodes for i in range(e.num_decisions * self.continuations)]
-        owners = [e for e in episodes for _ in range(e.num_decisions * self.continuations)]
-        keys = [e.key.at(phase=Phase.VALUE, slot=slot) for e, slot in zip(owners, slots, strict=True)]
-        rollouts = self.simulator.continue_from(prefixes, keys)
-        self.spent.rollouts += len(rollouts)
-        self.spent.tokens += sum(r.generated for r in rollouts)
-        outcomes = np.array([r.outcome for r in rollouts]).reshape(-1, self.continuations).mean(axis=1)
-        return np.split(outcomes, np.cumsum([e.num_decisions for e in episodes])[:-1])
+        found = prefix_values(
+            self.simulator, [(e, k) for e in episodes for k in range(e.num_decisions)], self.continuations
+        )
+        self.spent.rollouts += len(found.rollouts)
+        self.spent.tokens += found.tokens
+        ends = np.cumsum([e.num_decisions for e in episodes])
+        return [self._row(values_K) for values_K in np.split(found.values, ends[:-1])]
 
     def _row(self, values_K: NDArray[np.float64]) -> NDArray[np.float64]:
         alive = np.flatnonzero(values_K > 0)

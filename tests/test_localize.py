@@ -20,6 +20,7 @@ from llm.metrics import step_metrics, step_sums
 from llm.rewards.base import Score
 from llm.tasks.base import Problem
 from llm.thoughts import BarePrompts, ThoughtTrace
+from llm.values import prefix_values
 
 RIGHT = (1, 2, 0)
 THETA = np.random.default_rng(3).normal(size=(3, 9, 3)) * 0.5
@@ -156,7 +157,7 @@ def test_monte_carlo_values_are_the_success_probabilities_of_prefixes():
     simulator, traces = _rollouts(30)
     trace = next(t for t in traces if actions_of(t)[:2] == list(RIGHT[:2]) and not t.outcome)
     K = 1500
-    (values,) = ValueLocalizer(simulator, K).values([trace])
+    values = prefix_values(simulator, [(trace, k) for k in range(3)], K).values
     pi = np.exp(THETA) / np.exp(THETA).sum(axis=-1, keepdims=True)
     step = [pi[0, 0, 1], pi[1, 1, 2], pi[2, 1 * 3 + 2, 0]]
     want = np.array([np.prod(step), np.prod(step[1:]), step[2]])
@@ -175,8 +176,10 @@ def test_the_value_localiser_cuts_at_the_last_thought_from_which_success_was_see
     assert [np.eye(3)[k].tolist() for k in true] == [row.tolist() for row in rows]
     assert len(set(true)) > 1
     assert localizer.counts == Counter(success=len(failures))
-    assert localizer.spent.rollouts == 64 * sum(t.num_decisions for t in failures)
-    assert localizer.spent.tokens == 64 * sum(3 + 2 + 1 for _ in failures)
+    # all failures are of one prompt here, so equal prefixes share their continuations
+    prefixes = {tuple(actions_of(t)[:k]) for t in failures for k in range(3)}
+    assert localizer.spent.rollouts == 64 * len(prefixes)
+    assert localizer.spent.tokens == 64 * sum(3 - len(p) for p in prefixes)
 
 
 def test_without_any_success_the_value_localiser_does_not_reset():
