@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from cpi.exact import Evaluation, evaluate, expected_return, greedy, optimal, policy_advantage
 from cpi.improvable import credit_law, improvable_set, oracle_statistics, soft_mixture
@@ -492,7 +492,8 @@ def lemma_7(weights_U: ArrayLike, Q_U: ArrayLike, F_MU: ArrayLike, n: int, delta
         raise MDPError("Lemma 7 is about a realizable class: Q_U must be one of the rows of F_MU")
     counts = _compositions(n, 2 * Q.size)  # [samples, 2U]: targets B, then targets 0
     chances = np.concatenate([weights * Q / scale, weights * (1 - Q / scale)])
-    probability = stats.multinomial.pmf(counts, n, chances / chances.sum())
+    log_ways = special.gammaln(n + 1) - special.gammaln(counts + 1.0).sum(axis=1)
+    probability = np.exp(log_ways + special.xlogy(counts, chances / chances.sum()).sum(axis=1))
     losses = counts[:, : Q.size] @ ((F - scale) ** 2).T + counts[:, Q.size :] @ (F**2).T
     error_M = (weights * (F - Q) ** 2).sum(axis=1)
     is_least = losses <= losses.min(axis=1, keepdims=True) + 1e-9 * scale**2 * n
@@ -531,7 +532,7 @@ def lemma_9(values: ArrayLike, probs: ArrayLike, n: int) -> Bound:
     law = lattice_sum_law(v, w, n)
     below = np.cumsum(law)
     support = v.min() * n + np.arange(law.size)
-    normal = stats.norm.cdf((support - n * mean) / (sigma * math.sqrt(n)))
+    normal = special.ndtr((support - n * mean) / (sigma * math.sqrt(n)))
     before = np.concatenate([[0.0], below[:-1]])
     distance = np.maximum(np.abs(below - normal), np.abs(before - normal)).max()
     return _bound("Lemma 9", distance, "<=", 0.6 * third / (sigma**3 * math.sqrt(n)), 1e-11)
@@ -716,7 +717,8 @@ def algorithm_3_cost(q: float, n: int, horizon: int) -> Bound:
     is the tolerance.
     """
     trials = np.arange(n, horizon + 1)
-    mass = stats.nbinom.pmf(trials - n, n, q)
+    log_ways = special.gammaln(trials) - special.gammaln(n) - special.gammaln(trials - n + 1.0)
+    mass = np.exp(log_ways + n * math.log(q) + special.xlog1py(trials - n, -q))
     tail = max(0.0, 1.0 - mass.sum()) * (horizon + n / q)
     return _bound("Algorithm 3, cost", trials @ mass, "==", n / q, tail + 1e-9 * n / q)
 
@@ -767,7 +769,7 @@ class TightnessLaw:
         """Phi(-sqrt(n) A / sigma) - 0.6 E|Y - A|^3 / (sigma^3 sqrt(n)), which P(Ahat <= 0) cannot be below."""
         mean, sigma, third = _moments(self.values, self.probs)
         root = math.sqrt(n)
-        return float(stats.norm.cdf(-root * mean / sigma)) - 0.6 * third / (sigma**3 * root)
+        return float(special.ndtr(-root * mean / sigma)) - 0.6 * third / (sigma**3 * root)
 
     def probability_not_positive(self, n: int) -> float:
         """P(Ahat <= 0), exactly up to 1e-12 of truncated binomial mass.
@@ -776,20 +778,35 @@ class TightnessLaw:
         the sum is <= 0 iff V (tau - eps) <= (M - U) R/2 - U (R/2 + eps). O(n) values of M times O(sqrt n) of U.
         """
         total = 0.0
-        for M in _bulk(stats.binom(n, 2 / self.k)):
-            U = _bulk(stats.binom(int(M), 0.5))
+        hits = _bulk(n, 2 / self.k)
+        for M, chance in zip(hits, _binomial(hits, n, 2 / self.k), strict=True):
+            U = _bulk(M, 0.5)
             room = (M - U) * self.R_max / 2 - U * (self.R_max / 2 + self.eps)
             if self.tau == self.eps:
                 below = (room >= -1e-12).astype(np.float64)
             else:
-                below = stats.binom.cdf(np.floor(room / (self.tau - self.eps) + 1e-9), U, self.p)
-            total += float(stats.binom.pmf(M, n, 2 / self.k) * (stats.binom.pmf(U, M, 0.5) @ below))
+                below = _binomial_cdf(np.floor(room / (self.tau - self.eps) + 1e-9), U, self.p)
+            total += float(chance * (_binomial(U, M, 0.5) @ below))
         return total
 
 
-def _bulk(law: Any) -> NDArray[np.int64]:
-    """The integers that hold all but 1e-14 of a binomial law on either side."""
-    return np.arange(int(law.ppf(1e-14)), int(law.isf(1e-14)) + 1)
+def _binomial(count: NDArray[np.int64], n: int, p: float) -> Array:
+    """P(Binomial(n, p) = count). SciPy's `stats` would cost a second of import."""
+    log_ways = special.gammaln(n + 1.0) - special.gammaln(count + 1.0) - special.gammaln(n - count + 1.0)
+    return np.asarray(np.exp(log_ways + special.xlogy(count, p) + special.xlog1py(n - count, -p)))
+
+
+def _binomial_cdf(count: Array, n: NDArray[np.int64], p: float) -> Array:
+    """P(Binomial(n, p) <= count) for integer `count` of any sign."""
+    inside = np.clip(count, 0, n)
+    return np.where(count < 0, 0.0, np.where(count >= n, 1.0, special.bdtr(inside, n, p)))
+
+
+def _bulk(n: int, p: float) -> NDArray[np.int64]:
+    """Integers that hold all but 1e-14 of Binomial(n, p) on either side, by Bernstein's inequality."""
+    L = -math.log(1e-14)
+    reach = math.sqrt(2 * n * p * (1 - p) * L) + 2 * L / 3 + 1
+    return np.arange(max(0, math.floor(n * p - reach)), min(n, math.ceil(n * p + reach)) + 1)
 
 
 def proposition_10(law: TightnessLaw, n: int) -> Bound:
@@ -841,7 +858,7 @@ def base_group_mean(q: float, G: int, attempts: int | None = None, given_seed: b
 def base_group_law(q: float, G: int) -> Array:
     """P(s of the G base rollouts are correct), s = 0..G, for at least 2G attempts: min(Binomial(G + 1, q), G)."""
     _check_group(q, G, G)
-    law = stats.binom.pmf(np.arange(G + 2), G + 1, q)
+    law = _binomial(np.arange(G + 2), G + 1, q)
     return np.concatenate([law[:G], [law[G] + law[G + 1]]])
 
 
