@@ -1,12 +1,14 @@
 """Continue any prefixes, all in one batch, every draw from its own key.
 
 `ThoughtSimulator` is the language model's `cpi.simulate.Simulator`: a prefix is the token ids of prompt and thoughts so
-far, a continuation runs until a thought with a complete ``\\boxed{...}`` is closed, the end-of-sequence token, or a cap.
+far; a continuation runs until a thought with a complete ``\\boxed{...}`` is closed, the end-of-sequence token, or a
+cap.
 
 `TransformersBackend` is a plain key-value-cache loop over any Hugging Face causal language model. It exists beside
 ``model.generate`` for what resets need: token t of a rollout is sampled by inverse CDF from draw t of its key, whatever
 else is in the batch; a prefix shared by a group is computed once and its cache repeated; rows that are over leave the
-batch, so that short suffixes cost little beside long ones. `llm.vllm_backend` speaks the same protocol.
+batch, so that short suffixes cost little beside long ones. Anything else that samples token ids (a server, say) can
+take its place through the `Backend` protocol.
 """
 
 from __future__ import annotations

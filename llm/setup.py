@@ -87,12 +87,17 @@ def build_world(
     return World(model, tokenizer, task, prompts, backend, simulator, localizers)
 
 
-def check_lengths(world: World, problems: list[Problem]) -> None:
-    """Raise ConfigError where a prompt and a full response do not fit the model's context."""
+def check_lengths(world: World, problems: list[Problem], max_prompt_tokens: int | None = None) -> None:
+    """Raise ConfigError where a prompt is longer than asked for, or does not fit the context with a full response."""
+    longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
+    if max_prompt_tokens is not None and longest > max_prompt_tokens:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens, more than {max_prompt_tokens}: raise --max-prompt-tokens or use "
+            "shorter questions"
+        )
     context = getattr(world.model.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return
-    longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
     if longest + world.simulator.sampling.max_tokens > context:
         raise ConfigError(
             f"the longest prompt has {longest} tokens; with {world.simulator.sampling.max_tokens} response tokens it "

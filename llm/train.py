@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from llm.generate import Sampling
 from llm.measure import measure
 from llm.methods import MethodConfig, build_method
 from llm.objective import TrainingMethod
+from llm.plan import make_plan
 from llm.plots import training_figure
 from llm.runs import RunFolder, default_folder, open_run, versions
-from llm.setup import World, build_world, check_lengths, load_model
+from llm.setup import World, build_world, check_lengths, load_model, resolve_model
+from llm.show import rollout_rows
 from llm.tasks import load_task
-from llm.tasks.base import Problem
+from llm.tasks.base import Problem, Task
 from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, schedule
 
 __all__ = ["TrainConfig", "main"]
@@ -50,12 +52,16 @@ class TrainConfig(MethodConfig):
     eval_problems: int = option(200, "Held-out problems measured before and after; 0 for none.")
     learning_rate: float = option(1e-3, "Of AdamW, constant. Models with LoRA: the paper uses 5e-5.")
     weight_decay: float = option(0.01, "Of AdamW.")
+    updates: int = option(
+        1, "Optimiser updates a step, on equal parts of its rollouts; the paper: 4, on 8 prompts each."
+    )
     grad_clip: float = option(1.0, "Maximal norm of the gradient.")
     clip: float = option(0.0, "PPO's ratio bound (0.2 is usual); 0 for none, as in the paper.")
     micro_rows: int = option(64, "Rollouts in one backward pass, on each process.")
     sample_rows: int = option(512, "Rollouts sampled at once, on each process.")
     temperature: float = option(0.7, "Sampling temperature of rollouts.")
     top_p: float = option(0.95, "Nucleus of rollouts and of localisation.")
+    max_prompt_tokens: int = option(2048, "Prompt tokens; a longer prompt is refused before anything starts.")
     max_tokens: int = option(128, "Response tokens. The paper: 4096.")
     max_thoughts: int = option(20, "Thoughts of a response.")
     max_thought_tokens: int = option(64, "Tokens of a thought. The paper: 256.")
@@ -72,12 +78,15 @@ class TrainConfig(MethodConfig):
     report_to: str = option("none", "Loggers of transformers: none, tensorboard, wandb.")
     output: str = option("", "Run folder; by default runs/METHOD-TASK-sSEED-NNN.")
     resume: bool = option(False, "Go on with the run in --output from its last whole checkpoint.")
+    dry_run: bool = option(False, "Print the plan (processes, memory, rollouts, tokens) and start nothing.")
 
 
 def _check(config: TrainConfig) -> None:
     positive = (
         "steps",
         "prompts",
+        "updates",
+        "max_prompt_tokens",
         "train_problems",
         "max_tokens",
         "max_thoughts",
@@ -116,17 +125,20 @@ def _is_main() -> bool:
 
 
 def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig:
-    """One optimiser step per batch of rollouts; rows of a prompt stay on one process."""
-    rows = config.prompts * total
-    if config.prompts % _processes():
-        raise ConfigError(f"prompts must be a multiple of the {_processes()} processes, got {config.prompts}")
-    local = rows // _processes()
+    """`updates` optimiser steps per batch of rollouts; rows of a prompt stay on one process."""
+    parts = _processes() * config.updates
+    if config.prompts % _processes() or config.prompts * total % parts:
+        raise ConfigError(
+            f"prompts must be a multiple of the {_processes()} processes, and their {config.prompts * total} rollouts "
+            f"of {config.updates} updates on each"
+        )
+    local = config.prompts * total // parts
     micro = next(m for m in range(min(config.micro_rows, local), 0, -1) if local % m == 0)
     return GRPOConfig(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=local // micro,
-        steps_per_generation=local // micro,
+        steps_per_generation=local // micro * config.updates,
         num_generations=total,
         max_completion_length=config.max_tokens,
         temperature=config.temperature,
@@ -141,8 +153,8 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
         adam_beta2=0.999,
         weight_decay=config.weight_decay,
         max_grad_norm=config.grad_clip,
-        max_steps=config.steps,
-        save_steps=config.save_every,
+        max_steps=config.steps * config.updates,
+        save_steps=config.save_every * config.updates,
         save_total_limit=2,
         logging_steps=1,
         report_to=config.report_to,
@@ -160,36 +172,16 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
 class _Reporter:
     """Progress bar, metrics and samples of a run; on the main process only."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, first_step: int) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: TrainConfig, run: RunFolder, first_step: int, task: Task) -> None:
+        self.config, self.run, self.task = config, run, task
         self.clock = time.perf_counter()
         self.bar = tqdm(total=config.steps, initial=first_step, desc=config.method, unit="step", disable=not _is_main())
 
     def on_step(self, step: Step) -> None:
         if not _is_main() or step.number % self.config.sample_every:
             return
-        group_of = [
-            (g, e, a)
-            for g, row in zip(step.rollouts.groups, step.advantages, strict=True)
-            for e, a in zip(g.episodes, row, strict=True)
-        ]
-        for group, trace, advantage in group_of:
-            if group.prompt > 0:
-                continue
-            self.run.append(
-                "rollouts.jsonl",
-                {
-                    "step": step.number,
-                    "question": trace.problem.question,
-                    "answer": trace.problem.answer,
-                    "kind": group.kind,
-                    "kept": trace.start,
-                    "thoughts": list(trace.thoughts),
-                    "seed": list(group.seed.thoughts) if group.seed else None,
-                    "reward": trace.outcome,
-                    "advantage": float(advantage),
-                },
-            )
+        for row in rollout_rows(step.number, step.rollouts, step.advantages, self.task):
+            self.run.append("rollouts.jsonl", row)
 
     def on_log(self, row: dict[str, Any]) -> None:
         now = time.perf_counter()
@@ -203,20 +195,27 @@ class _Reporter:
         self.bar.update()
 
 
+def _world(config: TrainConfig, task: Task, model: str) -> World:
+    sampling = Sampling(
+        config.temperature, config.top_p, config.max_tokens, config.max_thoughts, config.max_thought_tokens
+    )
+    return build_world(
+        *load_model(model, config.dtype),
+        task,
+        sampling,
+        config.sample_rows,
+        config.localize_temperature,
+        config.localize_tokens,
+    )
+
+
 def _build(config: TrainConfig) -> tuple[World, TrainingMethod, list[Problem], list[Problem]]:
     task = load_task(config.task)
     problems = task.problems("train", config.train_problems, config.seed)
     held_out = task.problems("eval", config.eval_problems, config.seed) if config.eval_problems else []
-    model, tokenizer = load_model(config.model, config.dtype)
-    sampling = Sampling(
-        config.temperature, config.top_p, config.max_tokens, config.max_thoughts, config.max_thought_tokens
-    )
-    world = build_world(
-        model, tokenizer, task, sampling, config.sample_rows, config.localize_temperature, config.localize_tokens
-    )
-    check_lengths(world, [*problems, *held_out])
-    method = build_method(config, world.localizers)
-    return world, method, problems, held_out
+    world = _world(config, task, config.model)
+    check_lengths(world, [*problems, *held_out], config.max_prompt_tokens)
+    return world, build_method(config, world.localizers), problems, held_out
 
 
 def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
@@ -241,9 +240,25 @@ def _train(trainer: ResetTrainer, checkpoint: Path | None, run: RunFolder) -> No
         ) from error
 
 
+def _dry_run(config: TrainConfig) -> dict[str, Any]:
+    """The plan of a run from configs alone: no weights of its model are loaded, no data fetched, nothing written."""
+    task = load_task(config.task)
+    rows = build_method(config, _world(config, task, "tiny").localizers).rows_per_prompt
+    plan = make_plan(config, resolve_model(config.model), rows, config.max_prompt_tokens, _processes())
+    print(f"method      {config.method} on {task.name}: {config.steps} steps, {config.prompts} prompts x {rows} rows")
+    print(
+        f"processes   {_processes()}, {torch.cuda.device_count()} GPUs on this machine; several: accelerate launch "
+        "--num_processes N -m llm.train --config FILE --output DIR"
+    )
+    print("\n".join(plan.lines()))
+    return asdict(plan)
+
+
 def main(config: TrainConfig) -> dict[str, Any]:
     """Run a config to its end; returns what `result.json` holds. Raises ConfigError, TaskError or RunError."""
     _check(config)
+    if config.dry_run:
+        return _dry_run(config)
     warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers, not ours
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -255,7 +270,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     folder = Path(config.output) if config.output else default_folder(stem)
     run = open_run(config, folder, config.resume) if _is_main() else RunFolder(folder)
     checkpoint = _checkpoint(run, config.resume)
-    first_step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    first_step = int(checkpoint.name.rsplit("-", 1)[1]) // config.updates if checkpoint else 0
 
     before = run.read_json("before.json")
     if _is_main():
@@ -264,7 +279,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         if before is None and held_out:
             before = measure(world, held_out, config.seed)
             run.write_json("before.json", before)
-    reporter = _Reporter(config, run, first_step)
+    reporter = _Reporter(config, run, first_step, world.task)
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
     trainer = ResetTrainer(
         simulator=world.simulator,

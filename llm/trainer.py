@@ -171,7 +171,8 @@ class ResetTrainer(GRPOTrainer):
         self._metrics["train"].clear()
         for rows in self._logs.values():
             rows.clear()
-        if "loss" not in logs:  # the summary at the end
+        updates = self.args.steps_per_generation // self.args.gradient_accumulation_steps
+        if "loss" not in logs or self.state.global_step % updates:  # the summary at the end; not a step's last update
             return
         optimiser: dict[str, float | None] = {
             name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs

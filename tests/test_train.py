@@ -54,6 +54,16 @@ def test_every_method_trains_and_leaves_a_complete_run_folder(method, tmp_path: 
     assert result["before"]["sampled"]["n"] == SMALL["eval_problems"]
 
 
+def test_several_updates_a_step_train_on_all_rollouts_and_report_once_a_step(tmp_path: Path):
+    result = main(TrainConfig(**SMALL, updates=4, output=str(tmp_path / "run"), save_every=1))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == {"checkpoint-4", "checkpoint-8"}
+    assert result["budget"]["rollouts"] == sum(row["rollouts"] for row in rows)
+    with pytest.raises(ConfigError, match="of 3 updates"):
+        main(TrainConfig(**SMALL, updates=3, output=str(tmp_path / "other")))
+
+
 def test_a_killed_run_resumes_to_the_same_bits_across_passes_over_the_problems(tmp_path: Path):
     """8 problems, 4 a step, 6 steps: three passes. The kill comes after step 3, one past the checkpoint."""
     options = ("--steps", "6", "--train-problems", "8", "--save-every", "2", "--seed", "5", "--output")

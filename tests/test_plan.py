@@ -1,0 +1,73 @@
+"""The dry run's numbers against the things they count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from training import SMALL
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from llm.config import config_from_args
+from llm.plan import cache_bytes, count_parameters, load_architecture, make_plan
+from llm.setup import TINY
+from llm.train import TrainConfig, main
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def test_parameters_and_adapter_are_counted_exactly():
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    architecture = load_architecture(str(TINY))
+    size = sum(p.numel() for p in model.parameters())
+    assert count_parameters(architecture, None) == (size, size)
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert count_parameters(architecture, 8) == (size + trained, trained)
+
+
+def test_the_cache_is_counted_exactly():
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.zeros(3, 17, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert cache_bytes(model.config, rows=3, length=17, dtype="float32") == held
+
+
+def test_a_sliding_window_caps_the_cache_of_its_layers():
+    olmo = load_architecture("allenai/Olmo-3-7B-Instruct")
+    short, long = (cache_bytes(olmo, 1, length, "bfloat16") for length in (4096, 8192))
+    per_token = 2 * olmo.num_key_value_heads * (olmo.hidden_size // olmo.num_attention_heads) * 2
+    full_layers = olmo.layer_types.count("full_attention")
+    assert short == per_token * 4096 * olmo.num_hidden_layers
+    assert long - short == per_token * 4096 * full_layers
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("Qwen/Qwen2.5-14B-Instruct", 14.77e9), ("allenai/Olmo-3-7B-Instruct", 7.298e9)]
+)
+def test_the_papers_models_have_their_published_size(name, size):
+    assert count_parameters(load_architecture(name), None)[0] == pytest.approx(size, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_has_a_plan_and_starts_nothing(path, capsys, monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    plan = main(config_from_args(TrainConfig, ["--config", str(path), "--dry-run"], "llm.train"))
+    assert plan["rollouts"] == 25 * 32 * 8
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("memory", "GiB", "rollouts", "srpo on oly"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_micro_rows_cost_activations_and_checkpointing_saves_them():
+    config = TrainConfig(**{**SMALL, "prompts": 32})
+    plans = [
+        make_plan(TrainConfig(**{**SMALL, "prompts": 32, **changes}), str(TINY), 8, 64, 1)
+        for changes in ({"micro_rows": 8}, {"micro_rows": 64}, {"micro_rows": 64, "gradient_checkpointing": True})
+    ]
+    assert plans[0].activations < plans[2].activations < plans[1].activations
+    assert config.sample_rows >= 256
+    assert plans[0].cache == cache_bytes(load_architecture(str(TINY)), 256, 64 + config.max_tokens, "float32")
