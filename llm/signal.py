@@ -83,9 +83,7 @@ class TokenSignal:
         return {int(k): float(self.g_T[k_T == k].mean()) for k in np.unique(k_T)}
 
 
-def roll_signal(
-    groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]
-) -> list[TokenSignal]:
+def roll_signal(groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]) -> list[TokenSignal]:
     """The signal on every token of a step: one entry for each response, and one more for each hidden prefix.
 
     advantages: one array for each group, as `llm.objective.Roll` holds them. A prefix whose probabilities were not
@@ -108,9 +106,7 @@ def _of(kind: Kind, trace: ThoughtTrace, first: int, advantage: float, logprobs:
     return TokenSignal(kind, trace, first, advantage, length, -np.expm1(np.asarray(logprobs, dtype=np.float64)))
 
 
-def step_sums(
-    groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]
-) -> dict[str, float]:
+def step_sums(groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]) -> dict[str, float]:
     """Sums of g, and numbers of tokens, by kind: they add up over processes."""
     sums = {f"signal_{what}_{kind}": 0.0 for kind in KINDS for what in ("sum", "tokens")}
     for signal in roll_signal(groups, advantages):
