@@ -292,7 +292,13 @@ class ThoughtSimulator:
 
     def root(self, problem: Any) -> Prefix:
         """The start state of a problem: its prompt's token ids and no thought."""
-        text = self.prompts.solve(self.tokenizer, problem.question)
+        return self._state(problem, self.prompts.solve(self.tokenizer, problem.question))
+
+    def revision_root(self, problem: Any, attempt: str, remark: str) -> Prefix:
+        """The start state of a second attempt, which sees the first one and a remark about it."""
+        return self._state(problem, self.prompts.revise(self.tokenizer, problem.question, attempt, remark))
+
+    def _state(self, problem: Any, text: str) -> Prefix:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return Prefix(problem, tuple(ids))
 

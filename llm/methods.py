@@ -18,6 +18,7 @@ from cpi.advantages import AdvantageEstimator, LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
 from cpi.groups import FirstFailure, Group, IntactBase, Plan, SeedPolicy, Split, collect, group_advantages
 from cpi.resets import Cost, ResetSampler, Start, UniformWithinEpisode
+from llm.baselines import CritiqueGRPO, SCoRe, ThoughtTree, ThoughtValues
 from llm.config import ConfigError, option
 from llm.generate import ThoughtSimulator
 from llm.localize import Asked, EntropyLocalizer, SelfLocalizer, ValueLocalizer
@@ -34,12 +35,20 @@ __all__ = [
     "Method",
     "MethodConfig",
     "build_method",
+    "critique_grpo",
+    "dr_grpo",
     "grpo",
     "localizer_rows",
     "oracle_srpo",
+    "parse_branching",
     "parse_split",
     "rrpo",
+    "score",
+    "spo_chain",
+    "spo_tree",
     "srpo",
+    "tree_rpo",
+    "vineppo",
 ]
 
 SPLITS = {
@@ -257,11 +266,71 @@ def oracle_srpo(config: MethodConfig, localizers: Localizers) -> Method:
     return _algorithm_2(config, localizers.oracle)
 
 
+def dr_grpo(config: MethodConfig, localizers: Localizers) -> Method:
+    """Dr. GRPO (arXiv 2503.20783): GRPO with r - mean, not divided by the std, and a constant length normaliser.
+
+    Deviations: (1) of `grpo`; (2) the constant is the longest response allowed.
+    """
+    return replace(grpo(config, localizers), estimator=ESTIMATORS["mean"], length="constant")
+
+
+def vineppo(config: MethodConfig, localizers: Localizers) -> ThoughtValues:
+    """`llm.baselines.ThoughtValues` on all thoughts of as many rollouts as the split has slots."""
+    return ThoughtValues(config.method, parse_split(config.split).total, config.continuations)
+
+
+def spo_chain(config: MethodConfig, localizers: Localizers) -> ThoughtValues:
+    """The same on segments between tokens of low probability."""
+    return replace(vineppo(config, localizers), max_prob=0.9)
+
+
+def spo_tree(config: MethodConfig, localizers: Localizers) -> ThoughtTree:
+    """`llm.baselines.ThoughtTree` with r - mean among siblings, on tokens of low probability."""
+    branching = parse_branching(config.branching)
+    return ThoughtTree(config.method, branching, config.segment, ESTIMATORS["mean"], max_prob=0.9)
+
+
+def tree_rpo(config: MethodConfig, localizers: Localizers) -> ThoughtTree:
+    """`llm.baselines.ThoughtTree` with (r - mean)/std among siblings, on all tokens."""
+    return replace(spo_tree(config, localizers), estimator=ESTIMATORS["zscore"], max_prob=1.0)
+
+
+def critique_grpo(config: MethodConfig, localizers: Localizers) -> CritiqueGRPO:
+    """`llm.baselines.CritiqueGRPO`; half the slots are originals, so with their refinements it stays in the budget."""
+    return CritiqueGRPO(config.method, _half(config))
+
+
+def score(config: MethodConfig, localizers: Localizers) -> SCoRe:
+    """`llm.baselines.SCoRe`; two slots make a pair of attempts."""
+    return SCoRe(config.method, _half(config))
+
+
+def _half(config: MethodConfig) -> int:
+    total = parse_split(config.split).total
+    if total < 4 or total % 2:
+        raise ConfigError(f"method {config.method} halves the slots: give a split of 4, 6, 8, ..., not {config.split}")
+    return total // 2
+
+
+def parse_branching(text: str) -> tuple[int, ...]:
+    """The widths of a tree's levels, such as ``2x4`` or ``6x6x6``. Raises ConfigError for anything else."""
+    if not re.fullmatch(r"\d{1,3}(x\d{1,3})+", text) or min(widths := tuple(map(int, text.split("x")))) < 2:
+        raise ConfigError(f"branching must be two or more widths of at least 2, such as 2x4, got {text!r}")
+    return widths
+
+
 METHODS: dict[str, Callable[[MethodConfig, Localizers], TrainingMethod]] = {
     "grpo": grpo,
     "rrpo": rrpo,
     "srpo": srpo,
     "oracle-srpo": oracle_srpo,
+    "dr-grpo": dr_grpo,
+    "vineppo": vineppo,
+    "spo-chain": spo_chain,
+    "spo-tree": spo_tree,
+    "treerpo": tree_rpo,
+    "critique-grpo": critique_grpo,
+    "score": score,
 }
 
 
@@ -284,7 +353,9 @@ class MethodConfig:
     share_seed: bool = option(False, "All reset groups of a prompt re-enter one seed, at distinct cuts.")
     localizer: str = option("self", "What says where srpo cuts.", tuple(LOCALIZERS))
     answers: int = option(1, "Localisation answers asked for each seed, by localizer self and trained.")
-    continuations: int = option(4, "Continuations from each thought where values are estimated by Monte Carlo.")
+    continuations: int = option(
+        4, "Continuations from each thought for Monte Carlo values: localizer value, vineppo, spo-chain."
+    )
     estimator: str = option("zscore", "How rewards of a group become advantages.", tuple(ESTIMATORS))
     pooled: bool = option(False, "Compare all groups of a prompt together.")
     length: str = option(
@@ -292,6 +363,8 @@ class MethodConfig:
         "What a response's loss is divided by: its trained tokens, its whole length, or the longest length.",
         get_args(Length),
     )
+    branching: str = option("2x4", "Widths of the levels of the tree of spo-tree and treerpo.")
+    segment: int = option(2, "Thoughts between two branchings of that tree.")
     prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
 
 
@@ -299,7 +372,7 @@ def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod
     """The method of a config. Raises ConfigError where its settings do not fit together."""
     if config.localizer != "self" and config.method != "srpo":
         raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
-    for name in ("answers", "continuations"):
+    for name in ("answers", "continuations", "segment"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     return METHODS[config.method](config, localizers)

@@ -159,11 +159,15 @@ class ThoughtTrace:
 
 
 class Prompts(Protocol):
-    """How a model is asked to solve and to localise; both return the text to be tokenised."""
+    """How a model is asked to solve, to localise and to revise; all return the text to be tokenised."""
 
     def solve(self, tokenizer: Any, question: str) -> str: ...
 
     def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str: ...
+
+    def revise(self, tokenizer: Any, question: str, attempt: str, remark: str) -> str:
+        """To solve anew with an earlier attempt and a remark about it in the context."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,10 @@ class BarePrompts:
     def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str:
         steps = "".join(f"{thought}{THOUGHT_END}" for thought in thoughts)
         return f"{self.solve(tokenizer, question)}{steps}{self.cue}"
+
+    def revise(self, tokenizer: Any, question: str, attempt: str, remark: str) -> str:
+        """The attempt, and the question once more: a model without a chat template is not told things in words."""
+        return f"{self.solve(tokenizer, question)}{attempt}\n{self.solve(tokenizer, question)}"
 
 
 _SOLVE = """\
@@ -226,6 +234,11 @@ class InstructPrompts:
         steps = "\n".join(f"Step {n}: {thought}" for n, thought in enumerate(thoughts, 1))
         return self._chat(tokenizer, _LOCALIZE.format(question=question, steps=steps, n=len(thoughts)))
 
-    def _chat(self, tokenizer: Any, content: str) -> str:
-        message = [{"role": "user", "content": content}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    def revise(self, tokenizer: Any, question: str, attempt: str, remark: str) -> str:
+        return self._chat(tokenizer, _SOLVE.format(question=question), attempt, remark)
+
+    def _chat(self, tokenizer: Any, *turns: str) -> str:
+        """Turns of user and assistant, in alternation, up to the assistant's next one."""
+        roles = ("user", "assistant")
+        messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -127,7 +127,7 @@ class ResetTrainer(GRPOTrainer):
         self._reset_inputs = inputs  # rollout_func is handed the prompts only
         outputs: dict[str, Any] = super()._generate_and_score_completions(inputs)
         roll = self._reset_roll
-        outputs["advantages"] = self._advantages(outputs["completion_ids"])
+        outputs["advantages"] = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
         sums = step_sums(roll.rollouts, roll.advantages, self.simulator.task, roll.answers)
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
         self.on_step(self._reset_step)
@@ -139,6 +139,25 @@ class ResetTrainer(GRPOTrainer):
         for i, row in enumerate(self._reset_roll.rows):
             padded[i, : row.advantage_T.size] = row.advantage_T
         return torch.as_tensor(padded, dtype=torch.float32, device=self.accelerator.device)
+
+    def _shaping(self, outputs: dict[str, Any]) -> torch.Tensor | float:
+        """What turns a ratio into p / (p + gamma): its derivative at the policy, gamma p / (p + gamma)^2, per token.
+
+        The gradient of p / (p + gamma) is that factor times the gradient of log p, so at the one on-policy step the
+        factor on the advantage gives the very gradient. Rows with gamma = 0 are left alone.
+        """
+        gamma = [row.shaping for row in self._reset_roll.rows]
+        if not any(gather_object(gamma)):
+            return 1.0
+        ids = torch.cat([outputs["prompt_ids"], outputs["completion_ids"]], dim=1)
+        mask = torch.cat([outputs["prompt_mask"], outputs["completion_mask"]], dim=1)
+        width = outputs["completion_ids"].shape[1]
+        with torch.no_grad():
+            log_p, _, _ = self._get_per_token_logps_and_entropies(
+                self.model, ids, mask, width, batch_size=self.args.per_device_train_batch_size
+            )
+        g = torch.tensor(gamma, device=ids.device)[:, None]
+        return torch.where(g > 0, g * log_p.exp() / (log_p.exp() + g) ** 2, 1.0)
 
     def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """A method's rows, those of a prompt together; TRL repeats a prompt `num_generations` times, side by side."""

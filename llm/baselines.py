@@ -1,0 +1,325 @@
+"""The methods that resets are compared with, over the same simulator, estimators and account.
+
+Each is a frozen dataclass with a `roll` (`llm.objective.TrainingMethod`): sample, compare, hand over rows of the loss.
+The deviations from the source are numbered in its docstring; to all of them applies that
+
+  (a) there is one on-policy step per batch, so a ratio is 1 and PPO's clip does not bind, and no KL term;
+  (b) rows are averaged as in `llm.objective`, with the method's own normaliser as a factor on the advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpi.advantages import AdvantageEstimator, MeanBaseline
+from cpi.draws import DrawKey
+from cpi.groups import Account, Group, Phase, Plan, Rollouts, Split, collect, failed
+from cpi.resets import Start
+from llm.generate import ThoughtSimulator
+from llm.objective import Roll, Row, own_tokens
+from llm.thoughts import Prefix, ThoughtTrace
+from llm.values import prefix_values
+
+__all__ = ["CritiqueGRPO", "SCoRe", "ThoughtTree", "ThoughtValues", "thought_tokens"]
+
+_MEAN = MeanBaseline()
+
+
+def thought_tokens(trace: ThoughtTrace) -> NDArray[np.int64]:
+    """For each token [T] the thought k that it belongs to; tokens after the last thought belong to that one."""
+    owner = np.searchsorted(trace.ends, np.arange(len(trace.ids)), side="right")
+    return np.minimum(owner, max(trace.num_decisions - 1, 0))
+
+
+def _decisive(trace: ThoughtTrace, max_prob: float) -> NDArray[np.bool_]:
+    """The tokens [T] that the response sampled itself with a probability below `max_prob` (1 takes all)."""
+    mask = own_tokens(trace)
+    if max_prob < 1.0:
+        mask[trace.inherited_tokens :] = np.exp(trace.logprobs) < max_prob
+    return mask
+
+
+def _normalised(rows: list[Row]) -> list[Row]:
+    """The rows of one prompt, rescaled so that each trained token weighs 1/Z, Z their number in the prompt."""
+    sizes = [int(row.mask_T.sum()) for row in rows]
+    total = max(sum(sizes), 1)
+    factors = [len(rows) * size / total for size in sizes]
+    return [
+        Row(row.prompt_ids, row.completion_ids, row.mask_T, row.advantage_T * factor)
+        for row, factor in zip(rows, factors, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class ThoughtValues:
+    """VinePPO (arXiv 2410.01679) and SPO-chain (arXiv 2505.23564): advantages from Monte Carlo values along a rollout.
+
+    V at a thought boundary is the mean of `continuations` rollouts from there (at the end: the outcome), and every
+    token of a segment has A = V(its end) - V(its beginning). VinePPO: each thought is a segment and all tokens are
+    trained (``max_prob = 1``). SPO-chain: tokens of probability below `max_prob` = 0.9 are cut points, and they alone
+    are trained, normalised by their number.
+
+    Deviations, beside (a) and (b): (1) equal prefixes of a prompt, its start above all, share their continuations;
+    (2) of SPO-chain: a segment ends with the first thought that holds a cut point, and not after a given number of
+    cut points. The continuations are in the account as discarded rollouts.
+    """
+
+    name: str
+    rollouts: int
+    continuations: int
+    max_prob: float = 1.0
+
+    @property
+    def rows_per_prompt(self) -> int:
+        return self.rollouts
+
+    def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
+        buffer = collect(simulator, roots, keys, Plan(Split((self.rollouts,), ()), Start()))
+        traces = buffer.episodes()
+        starts = [self._segment_starts(t) for t in traces]
+        states = [(t, int(k)) for t, ks in zip(traces, starts, strict=True) for k in ks]
+        found = prefix_values(simulator, states, self.continuations)
+        _charge(buffer.account, found.rollouts, discarded=True)
+        values = np.split(found.values, np.cumsum([len(ks) for ks in starts])[:-1])
+        rows = [self._row(t, ks, v) for t, ks, v in zip(traces, starts, values, strict=True)]
+        if self.max_prob < 1.0:
+            by_prompt = [rows[i : i + self.rollouts] for i in range(0, len(rows), self.rollouts)]
+            rows = [row for own in by_prompt for row in _normalised(own)]
+        shown = [np.array([e.outcome for e in g.episodes]) for g in buffer.groups]
+        return Roll(rows, buffer, [_MEAN(r[None])[0] for r in shown])
+
+    def _segment_starts(self, trace: ThoughtTrace) -> NDArray[np.int64]:
+        """The thoughts at which a segment begins: the first one, and each one after a thought with a cut point."""
+        cut = np.unique(thought_tokens(trace)[_decisive(trace, self.max_prob)]) + 1
+        return np.unique(np.append(cut[cut < trace.num_decisions], 0))
+
+    def _row(self, trace: ThoughtTrace, starts: NDArray[np.int64], values: NDArray[np.float64]) -> Row:
+        """Advantages of tokens: those of their thought's segment."""
+        steps = np.diff(np.append(values, trace.outcome))
+        segment_T = np.searchsorted(starts, thought_tokens(trace), side="right") - 1
+        mask = _decisive(trace, self.max_prob)
+        return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, steps[segment_T], 0.0))
+
+
+def _charge(account: Account, rollouts: Sequence[ThoughtTrace], discarded: bool = False) -> None:
+    """Put one more batch of rollouts on the account."""
+    tokens = sum(r.generated for r in rollouts)
+    account.batches += 1
+    account.rollouts += len(rollouts)
+    account.tokens += tokens
+    if discarded:
+        account.discarded_rollouts += len(rollouts)
+        account.discarded_tokens += tokens
+
+
+@dataclass(frozen=True)
+class ThoughtTree:
+    """SPO-tree (arXiv 2505.23564) and TreeRPO (TRL issue 4177): a balanced tree of segments, advantages among siblings.
+
+    ``branching`` (2, 4) draws 2 first segments of `segment` thoughts and 4 continuations of each: 8 leaves. The value
+    of a leaf is its outcome, that of a node the mean of its leaves, and a segment's advantage compares its end with
+    the ends of its siblings. Every segment is trained once, and each trained token of a prompt's tree weighs the same.
+    SPO-tree: r - mean, and only tokens of probability below `max_prob` = 0.9. TreeRPO: (r - mean)/std, all tokens.
+
+    Deviations, beside (a) and (b): (1) segments are counted in thoughts, not in tokens; (2) a response too short for
+    its next branching point branches before its last thought; (3) a node's first child is the rest of the rollout in
+    which the node was sampled (the same law, and no rollout is thrown away); (4) SPO-tree keeps segments without an
+    advantage in the normaliser.
+    """
+
+    name: str
+    branching: tuple[int, ...]
+    segment: int
+    estimator: AdvantageEstimator
+    max_prob: float = 1.0
+
+    @property
+    def rows_per_prompt(self) -> int:
+        return int(np.prod(self.branching))
+
+    def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
+        account = Account(prompts=len(roots))
+        leaves, cuts = self._grow(simulator, roots, keys, account)
+        rows: list[Row] = []
+        for own, own_cuts in zip(leaves, cuts, strict=True):
+            advantages = self.segment_advantages(np.array([leaf.outcome for leaf in own]))
+            rows += _normalised([self._row(i, leaf, own_cuts, advantages) for i, leaf in enumerate(own)])
+        buffer, shown = self._report(leaves, cuts, account)
+        return Roll(rows, buffer, shown)
+
+    def _grow(
+        self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey], account: Account
+    ) -> tuple[list[list[ThoughtTrace]], list[list[NDArray[np.int64]]]]:
+        """The leaves of each prompt's tree in order of their paths, and for each level below the first its nodes' cuts.
+
+        Level by level: the nodes of a level are the rollouts so far, each of which is re-entered at its cut.
+        """
+        first = self.branching[0]
+        slots = [(i, key.at(phase=Phase.BASE, slot=j)) for i, key in enumerate(keys) for j in range(first)]
+        drawn = list(simulator.continue_from([roots[i] for i, _ in slots], [key for _, key in slots]))
+        _charge(account, drawn)
+        nodes = [drawn[i * first : (i + 1) * first] for i in range(len(roots))]
+        cuts: list[list[NDArray[np.int64]]] = [[] for _ in roots]
+        for level, width in enumerate(self.branching[1:], 1):
+            prefixes, prefix_keys = [], []
+            for i, own in enumerate(nodes):
+                at = np.array([min(level * self.segment, max(t.num_decisions - 1, 0)) for t in own])
+                cuts[i].append(at)
+                prefixes += [t.prefix(int(k)) for t, k in zip(own, at, strict=True) for _ in range(width - 1)]
+                slot = level << 32
+                prefix_keys += [keys[i].at(phase=Phase.RESET, slot=slot + j) for j in range(len(own) * (width - 1))]
+            more = iter(simulator.continue_from(prefixes, prefix_keys))
+            nodes = [[leaf for t in own for leaf in (t, *(next(more) for _ in range(width - 1)))] for own in nodes]
+            _charge(account, [leaf for own in nodes for j, leaf in enumerate(own) if j % width])
+        return nodes, cuts
+
+    def segment_advantages(self, outcomes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """For leaf outcomes in path order: the advantage of each node at each level, [b_1], [b_1 b_2], ..."""
+        tree = outcomes.reshape(self.branching)
+        depth = len(self.branching)
+        values = [tree.mean(axis=tuple(range(level, depth))) for level in range(1, depth + 1)]
+        return [self.estimator(v.reshape(-1, b)).ravel() for v, b in zip(values, self.branching, strict=True)]
+
+    def _row(
+        self, i: int, leaf: ThoughtTrace, cuts: list[NDArray[np.int64]], advantages: list[NDArray[np.float64]]
+    ) -> Row:
+        """Leaf i: each token that it sampled itself has the advantage of the segment that it lies in."""
+        below = np.cumprod((1, *self.branching[:0:-1]))[::-1]  # leaves under a node of each level
+        path = [i // int(b) for b in below]  # the number of the leaf's node in each level
+        ends = np.array([int(at[node]) for at, node in zip(cuts, path, strict=False)])
+        level_T = np.searchsorted(ends, thought_tokens(leaf), side="right")
+        advantage_T = np.array([a[node] for a, node in zip(advantages, path, strict=True)])[level_T]
+        mask = _decisive(leaf, self.max_prob)
+        return Row(leaf.prompt_ids, leaf.ids, mask, np.where(mask, advantage_T, 0.0))
+
+    def _report(
+        self, leaves: list[list[ThoughtTrace]], cuts: list[list[NDArray[np.int64]]], account: Account
+    ) -> tuple[Rollouts[ThoughtTrace], list[NDArray[np.float64]]]:
+        """The leaves of each last branching as a group, for metrics; the first level's rollouts are the fresh ones."""
+        width, groups, shown = self.branching[-1], [], []
+        for prompt, own in enumerate(leaves):
+            for node in range(len(own) // width):
+                members = tuple(own[node * width : (node + 1) * width])
+                k = int(cuts[prompt][-1][node]) if cuts[prompt] else 0
+                groups.append(Group(prompt, "reset" if k else "base", members, k))
+                shown.append(self.estimator([[m.outcome for m in members]])[0])
+        stride = self.rows_per_prompt // self.branching[0]
+        return Rollouts(groups, [], account, [tuple(own[::stride]) for own in leaves]), shown
+
+
+def _revise(
+    simulator: ThoughtSimulator, attempts: Sequence[ThoughtTrace], remark: str, phase: Phase
+) -> list[ThoughtTrace]:
+    """One new response for each attempt, with the attempt and a remark about it in the context."""
+    prefixes = [simulator.revision_root(t.problem, t.text, remark) for t in attempts]
+    return list(simulator.continue_from(prefixes, [t.key.at(phase=phase) for t in attempts]))
+
+
+def _whole(trace: ThoughtTrace, advantage: float) -> Row:
+    mask = own_tokens(trace)
+    return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage, 0.0))
+
+
+_IS_WRONG = (
+    "Your solution above is incorrect. Solve the problem again, correctly, and keep to the same rules for steps."
+)
+
+
+@dataclass(frozen=True)
+class CritiqueGRPO:
+    """Critique-GRPO (arXiv 2506.03106) with its binary critique: learn from refinements of wrong responses.
+
+    `originals` rollouts of a prompt; each wrong one is refined with itself and the words that it is incorrect in the
+    context; the best refinement takes the place of its original. Advantages are r - mean over the mixed group, the
+    normaliser is constant, and the tokens of the refinement, trained as a response to the bare prompt, count as
+    p / (p + gamma) in place of a ratio (`llm.objective.Row.shaping`).
+
+    Deviations, beside (a) and (b): (1) the refinement replaces the response that it refines, and of equally good ones
+    the first is taken; (2) the constant is the longest response allowed. Refinements that are not used are discarded
+    rollouts in the account.
+    """
+
+    name: str
+    originals: int
+    gamma: float = 0.1
+
+    @property
+    def rows_per_prompt(self) -> int:
+        return self.originals
+
+    def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
+        buffer = collect(simulator, roots, keys, Plan(Split((self.originals,), ()), Start()))
+        wrong = [t for t in buffer.episodes() if failed(t)]
+        refined = dict(zip(map(id, wrong), _revise(simulator, wrong, _IS_WRONG, Phase.REVISE), strict=True))
+        _charge(buffer.account, list(refined.values()))
+        groups = [self._mixed(g, refined) for g in buffer.groups]
+        kept = {id(t) for g in groups for t in g.episodes}
+        unused = [t for t in [*wrong, *refined.values()] if id(t) not in kept]
+        buffer.account.discarded_rollouts += len(unused)
+        buffer.account.discarded_tokens += sum(t.generated for t in unused)
+        advantages = [_MEAN([[t.outcome for t in g.episodes]])[0] for g in groups]
+        rows = [
+            self._row(t, roots[g.prompt], float(a), simulator.sampling.max_tokens)
+            for g, row in zip(groups, advantages, strict=True)
+            for t, a in zip(g.episodes, row, strict=True)
+        ]
+        return Roll(rows, Rollouts(groups, [], buffer.account, buffer.fresh), advantages)
+
+    def _mixed(self, group: Group[ThoughtTrace], refined: dict[int, ThoughtTrace]) -> Group[ThoughtTrace]:
+        wrong = [t for t in group.episodes if id(t) in refined]
+        if not wrong:
+            return group
+        replaced = max(wrong, key=lambda t: refined[id(t)].outcome)
+        members = tuple(refined[id(t)] if t is replaced else t for t in group.episodes)
+        return Group(group.prompt, "base", members)
+
+    def _row(self, trace: ThoughtTrace, root: Prefix, advantage: float, longest: int) -> Row:
+        size = len(trace.ids)
+        shaping = self.gamma if trace.key.phase == Phase.REVISE else 0.0
+        advantage_T = np.full(size, advantage * size / longest)
+        return Row(root.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), advantage_T, shaping)
+
+
+_MAYBE_WRONG = (
+    "There may be an error in the solution above. Look for it, correct it if there is one, and write out the whole "
+    "solution again, keeping to the same rules for steps."
+)
+
+
+@dataclass(frozen=True)
+class SCoRe:
+    """SCoRe (arXiv 2409.12917), stage II: two attempts, and a bonus for having got better.
+
+    Each first attempt y1 is followed by a second one y2 that sees y1 and a hedged instruction, whether y1 is right or
+    not. y1 is trained with r(y1), y2 with r(y2) + alpha (r(y2) - r(y1)), by REINFORCE without a baseline.
+
+    Deviations, beside (a) and (b): (1) stage I, which trains y2 while a KL term ties y1 to the initial model, is left
+    out: it needs a second copy of the model; (2) y2 sees y1 as text that is encoded anew.
+    """
+
+    name: str
+    pairs: int
+    alpha: float = 10.0
+
+    @property
+    def rows_per_prompt(self) -> int:
+        return 2 * self.pairs
+
+    def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
+        buffer = collect(simulator, roots, keys, Plan(Split((self.pairs,), ()), Start()))
+        first = buffer.episodes()
+        second = _revise(simulator, first, _MAYBE_WRONG, Phase.REVISE)
+        _charge(buffer.account, second)
+        r1, r2 = (np.array([t.outcome for t in ts]).reshape(-1, self.pairs) for ts in (first, second))
+        shown_P = np.concatenate([r1, r2 + self.alpha * (r2 - r1)], axis=1)
+        groups, rows = [], []
+        for prompt, shown in enumerate(shown_P):
+            own = slice(prompt * self.pairs, (prompt + 1) * self.pairs)
+            members = (*first[own], *second[own])
+            groups.append(Group(prompt, "base", members))
+            rows += [_whole(t, float(a)) for t, a in zip(members, shown, strict=True)]
+        return Roll(rows, Rollouts(groups, [], buffer.account, buffer.fresh), list(shown_P))
