@@ -124,7 +124,7 @@ class Sandbox:
         return f"{mode}: {', '.join(layers)}" if layers else "none: model-written code runs with the user's rights"
 
     def run(self, program: Program, runs: Sequence[Run]) -> list[Outcome]:
-        """The outcome of each run; always as many as `runs`. No run sees what another left behind.
+        """The outcome of each run; always as many as `runs`. Each is a process of its own; only /tmp is shared by them.
 
         Raises SandboxError if the sandbox itself cannot be started.
         """
@@ -201,7 +201,7 @@ class _Child:
             stderr=subprocess.PIPE,  # the harness's own; a program's goes to /dev/null
             bufsize=0,
             cwd="/",
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
             start_new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
