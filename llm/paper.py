@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["PaperNumber", "paper_model", "paper_numbers"]
+__all__ = ["TABLES", "PaperNumber", "paper_figure_4", "paper_model", "paper_numbers"]
 
 TABLES = Path(__file__).parent / "paper_tables"
 
@@ -53,3 +53,20 @@ def paper_numbers(model: str, benchmark: str) -> list[PaperNumber]:
     """Table 3's row of a model and a benchmark, one number per method, in the paper's order; empty if there is none."""
     known = paper_model(model)
     return [n for n in _table_3() if n.model == known and n.benchmark == benchmark]
+
+
+def paper_figure_4() -> list[dict[str, str | float]]:
+    """Figure 4 as rows of filter ("meaningful-steps", "raw"), panel, bin and value (a share in [0, 1]).
+
+    Panels: "share" of failures by deviation, "correction" rate by deviation, "pass_at_4" of clean and erroneous cuts.
+    """
+    with (TABLES / "figure4_localisation.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            {
+                "filter": row["filter"],
+                "panel": row["panel"],
+                "bin": row["bin"],
+                "value": float(row["value_percent"]) / 100,
+            }
+            for row in csv.DictReader(file)
+        ]

@@ -163,10 +163,9 @@ def _thoughts(thoughts: Sequence[str], kept: int, first_error: int | None) -> li
 
 
 def _add(branch: Tree, head: Text, thoughts: Sequence[Text], width: int) -> Tree:
-    """One line if head and thoughts fit into `width`, else a line for each thought."""
-    line = Text.assemble(head, Text(" | ", style="dim").join(thoughts))
-    if line.cell_len + 12 <= width:
-        return branch.add(line)
+    """Short thoughts side by side, wrapped; thoughts of more than a quarter of the `width` on a line each."""
+    if all(thought.cell_len <= width // 4 for thought in thoughts):
+        return branch.add(Text.assemble(head, Text(" | ", style="dim").join(thoughts)))
     node = branch.add(head)
     for thought in thoughts:
         node.add(thought)

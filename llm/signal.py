@@ -180,6 +180,7 @@ class SignalConfig:
 def main(config: SignalConfig) -> dict[str, Any]:
     """Measure; returns what signal.json holds. Raises ConfigError."""
     import torch
+    from transformers.utils import logging as hf_logging
 
     from llm.plots import signal_figure
     from llm.runs import RunFolder
@@ -189,6 +190,7 @@ def main(config: SignalConfig) -> dict[str, Any]:
     run = RunFolder(Path(config.run))
     if not config.run or not run.file("config.yaml").is_file():
         raise ConfigError(f"{config.run or 'no folder'} is no run of llm.train; give its folder")
+    hf_logging.disable_progress_bar()
     if config.threads:
         torch.set_num_threads(config.threads)
     signals = _fresh_signal(config, run)
