@@ -30,7 +30,7 @@ import numpy as np
 from cpi.draws import DrawKey, uniforms
 from llm.rewards.base import Score
 from llm.tasks.base import Problem, Split, TaskError
-from llm.thoughts import last_boxed
+from llm.thoughts import last_boxed, split_text
 
 __all__ = ["FUNCTIONS", "MAX_STEPS", "RELIABILITIES", "VALUES", "Chains", "ChainsWords", "split_of"]
 
@@ -63,7 +63,7 @@ def split_of(question: str) -> Split:
 
 @dataclass(frozen=True)
 class _Dials:
-    """What both chain tasks share: dials from a spec, splits, and the verifier."""
+    """What both chain tasks share: dials from a spec, and splits."""
 
     @classmethod
     def from_spec(cls, spec: str) -> Self:
@@ -122,12 +122,13 @@ class _Dials:
                     return found
         raise TaskError(f"the {split} split of this task holds {len(found)} problems, {n} were asked; ask for fewer")
 
-    def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
-        r"""1 where the last ``\boxed{}`` holds the answer; `unparsable` where there is none or it is no integer."""
-        return [_score(p.answer, last_boxed(text)) for p, text in zip(problems, responses, strict=True)]
+
+def _spec(task: str, dials: _Dials) -> str:
+    return f"{task}:" + ",".join(f"{f.name}={getattr(dials, f.name)}" for f in fields(dials))
 
 
-def _score(answer: str, boxed: str | None) -> Score:
+def _score(answer: str, response: str) -> Score:
+    boxed = last_boxed(response)
     if boxed is None or not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", boxed):
         return Score(0.0, "unparsable")
     return Score(1.0, "correct") if int(boxed) == int(answer) else Score(0.0, "wrong")
@@ -161,21 +162,28 @@ class Chains(_Dials):
 
     `reliability` names the family of hard functions: the committed checkpoint, and any that `python -m llm.tiny`
     makes, was warm-started to get each fact of that family right with this probability.
+
+    verifier "chain" (the default) passes a response iff every thought of it is right, so a response fails iff it has a
+    first error. "answer" looks at the box only: then about one wrong chain in 11 passes by luck, because later
+    errors undo earlier ones.
     """
 
     steps: int = 8
     hard: int = 6
     reliability: float = 0.5
+    verifier: str = "chain"
 
     def __post_init__(self) -> None:
         self._check_counts(self.steps, self.hard)
         if self.reliability not in RELIABILITIES:
             known = ", ".join(map(str, RELIABILITIES))
             raise TaskError(f"reliability must be one of {known}, got {self.reliability}")
+        if self.verifier not in ("chain", "answer"):
+            raise TaskError(f"verifier must be chain or answer, got {self.verifier!r}")
 
     @property
     def name(self) -> str:
-        return f"chains:steps={self.steps},hard={self.hard},reliability={self.reliability}"
+        return _spec("chains", self)
 
     def _size(self) -> int:
         return VALUES * math.comb(self.steps, self.hard) * FUNCTIONS_PER_FAMILY**self.steps
@@ -201,6 +209,15 @@ class Chains(_Dials):
         """A response, right or not, as thoughts: step k takes values[k] to values[k + 1]."""
         steps = [f"{n}:{name}({values[n - 1]})={values[n]}" for n, name in enumerate(functions, 1)]
         return [*steps[:-1], f"{steps[-1]} \\boxed{{{values[-1]}}}"]
+
+    def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
+        """1 for a right response (see `verifier`), else 0; `unparsable` where no integer is boxed."""
+        return [self._verify(p, text) for p, text in zip(problems, responses, strict=True)]
+
+    def _verify(self, problem: Problem, response: str) -> Score:
+        score = _score(problem.answer, response)
+        lucky = self.verifier == "chain" and self.first_error(problem, split_text(response)) is not None
+        return Score(0.0, "wrong") if score.value and lucky else score
 
     def solution(self, problem: Problem) -> list[str]:
         """The right response, as thoughts."""
@@ -243,7 +260,11 @@ class ChainsWords(_Dials):
 
     @property
     def name(self) -> str:
-        return f"chains_words:steps={self.steps},hard={self.hard}"
+        return _spec("chains_words", self)
+
+    def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
+        r"""1 where the last ``\boxed{}`` holds the answer; `unparsable` where there is none or it is no integer."""
+        return [_score(p.answer, text) for p, text in zip(problems, responses, strict=True)]
 
     def _radices(self) -> tuple[int, int]:
         return 2 * len(_HARD_TERMS), 2 * len(_EASY_TERMS)
