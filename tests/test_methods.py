@@ -212,6 +212,7 @@ def _error(trace):
 @pytest.mark.parametrize("settings", [{"method": name} for name in METHODS] + [
     {"localizer": "value", "continuations": 1, "seed_policy": "furthest"},
     {"localizer": "entropy", "split": "4/2+2", "share_seed": True, "estimator": "loo", "pooled": True},
+    {"localizer": "trained", "split": "2/2+2", "share_seed": True, "answers": 3},
     {"localizer": "random", "split": "/2+2", "length": "whole", "estimator": "mean", "prefix_mask": False},
 ], ids=lambda s: "-".join(map(str, s.values())))  # fmt: skip
 def test_two_steps_of_every_method_have_a_gradient(settings, tmp_path: Path):

@@ -1,0 +1,307 @@
+"""Each baseline's defining computation, on an example done by hand or against an exact reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scripted import actions_of, tree_simulator
+from training import tiny_trainer
+
+from cpi.advantages import MeanBaseline, ZScore
+from cpi.draws import DrawKey
+from cpi.groups import Phase
+from llm.baselines import CritiqueGRPO, SCoRe, ThoughtTree, ThoughtValues, thought_tokens
+from llm.config import ConfigError
+from llm.methods import MethodConfig, build_method, parse_branching
+from llm.rewards.base import Score
+from llm.tasks.base import Problem
+from llm.thoughts import Prefix, ThoughtTrace
+
+PROBLEM = Problem("p", "?", "")
+ROOT = Prefix(PROBLEM, (7, 7))
+
+
+class _Scripted:
+    """A simulator of responses of three one-token thoughts whose reward is read from a table by phase and slot."""
+
+    sampling = SimpleNamespace(max_tokens=12)
+
+    def __init__(self, **rewards):
+        self.rewards = {Phase[name]: values for name, values in rewards.items()}
+        self.revised = []
+
+    def revision_root(self, problem, attempt, remark):
+        self.revised.append((attempt, remark))
+        return Prefix(problem, (7, 7, 8))
+
+    def continue_from(self, prefixes, keys):
+        return [self._trace(p, k) for p, k in zip(prefixes, keys, strict=True)]
+
+    def _trace(self, prefix, key):
+        own = 3 - prefix.k
+        value = float(self.rewards[key.phase][key.slot % 2**32])
+        return ThoughtTrace(
+            problem=prefix.problem,
+            prompt_ids=prefix.prompt_ids,
+            ids=prefix.thought_ids + (10 * key.phase + key.slot % 2**32,) * own,
+            ends=(1, 2, 3),
+            thoughts=("a", "b", "c"),
+            start=prefix.k,
+            text=f"{key.phase}:{key.slot}",
+            score=Score(value, "correct" if value == 1 else "wrong"),
+            key=key,
+            finished=True,
+            logprobs=(-0.01, -1.0, -2.0)[prefix.k :],
+            entropies=(0.0,) * own,
+        )
+
+
+def _roll(method, **rewards):
+    simulator = _Scripted(**rewards)
+    return simulator, method.roll(simulator, [ROOT], [DrawKey(seed=0)])
+
+
+def _trace(lengths, logprobs, outcome=0.0):
+    ends = tuple(np.cumsum(lengths).tolist())
+    return ThoughtTrace(
+        PROBLEM, (7,), tuple(range(len(logprobs))), ends, ("x",) * len(ends), 0, "", Score(outcome, "wrong"),
+        DrawKey(seed=0), True, tuple(logprobs), (0.0,) * len(logprobs),
+    )  # fmt: skip
+
+
+def test_tokens_after_the_last_thought_belong_to_it():
+    assert thought_tokens(_trace([2, 1], [-1.0] * 4)).tolist() == [0, 0, 1, 1]
+
+
+# ---- Dr. GRPO
+
+
+def test_dr_grpo_is_trls_dr_grpo_on_rewards_minus_their_mean(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path, method="dr-grpo", seed=2, micro_rows=32)
+    inputs = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    model = trainer.model
+    trainer.compute_loss(model, inputs).backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    model.zero_grad()
+    groups = trainer._reset_step.rollouts.groups
+    centred = np.concatenate([np.array([e.outcome for e in g.episodes]) for g in groups]).reshape(-1, 8)
+    centred = centred - centred.mean(axis=1, keepdims=True)
+    assert np.abs(centred).max() > 0
+    trainer.loss_type = "dr_grpo"
+    inputs["advantages"] = torch.as_tensor(centred.ravel(), dtype=torch.float32)
+    trainer.compute_loss(model, inputs).backward()
+    for name, p in model.named_parameters():
+        assert float((got[name] - p.grad).abs().max()) < 1e-7, name
+
+
+# ---- VinePPO, SPO-chain
+
+
+def test_vineppo_steps_are_differences_of_values_and_sum_to_outcome_minus_start():
+    method = ThoughtValues("vineppo", rollouts=2, continuations=2)
+    trace = _trace([2, 1, 1], [-1.0] * 4, outcome=1.0)
+    row = method._row(trace, np.arange(3), np.array([0.25, 0.5, 0.0]))
+    assert row.advantage_T.tolist() == [0.25, 0.25, -0.5, 1.0]
+    assert row.mask_T.all()
+
+
+def test_vineppo_estimates_the_exact_advantage_of_each_thought():
+    """A tree with pi = softmax(theta): V of every prefix in closed form; 800 continuations, 4 standard errors."""
+    theta = np.random.default_rng(3).normal(size=(3, 9, 3)) * 0.5
+    right = (1, 2, 0)
+    theta[np.arange(3), :, right] += 1.0
+    pi = np.exp(theta) / np.exp(theta).sum(axis=-1, keepdims=True)
+    path = [pi[0, 0, 1], pi[1, 1, 2], pi[2, 5, 0]]
+
+    def value(actions):
+        good = list(actions) == list(right[: len(actions)])
+        return float(np.prod(path[len(actions) :])) if good else 0.0
+
+    _, simulator = tree_simulator(theta, right)
+    root = simulator.root(simulator.task.problems("train", 1, 0)[0])
+    method = ThoughtValues("vineppo", rollouts=8, continuations=800)
+    roll = method.roll(simulator, [root], [DrawKey(seed=1)])
+    wrong_late = 0
+    for row, trace in zip(roll.rows, roll.rollouts.episodes(), strict=True):
+        y = actions_of(trace)
+        want = np.array([value(y[: k + 1]) - value(y[:k]) for k in range(3)])
+        assert np.abs(row.advantage_T - want).max() < 4 * np.sqrt(2 * 0.25 / 800)
+        wrong_late += y[0] == right[0] and trace.outcome == 0
+    assert wrong_late
+
+
+def test_the_account_of_vineppo_holds_its_continuations():
+    method = ThoughtValues("vineppo", rollouts=2, continuations=2)
+    _, roll = _roll(method, BASE=[1, 0], VALUE=[0] * 20)
+    # the start is shared by both rollouts; the two further prefixes of each are its own: 2 + 2 * 2 * 2 continuations
+    assert roll.rollouts.account.rollouts == 2 + 10
+    assert roll.rollouts.account.discarded_rollouts == 10
+    assert roll.rollouts.account.tokens == 6 + 2 * 3 + 4 * (2 + 1)
+
+
+def test_spo_chain_trains_improbable_tokens_and_skips_values_where_nothing_was_decided():
+    """Thoughts of tokens (sure), (sure, unsure), (sure), (unsure): segments end after thoughts 1 and 3."""
+    method = ThoughtValues("spo-chain", rollouts=2, continuations=2, max_prob=0.9)
+    trace = _trace([1, 2, 1, 1], [-0.01, -0.01, -1.0, -0.02, -0.5], outcome=0.0)
+    starts = method._segment_starts(trace)
+    assert starts.tolist() == [0, 2]
+    row = method._row(trace, starts, np.array([0.5, 0.75]))
+    assert row.mask_T.tolist() == [False, False, True, False, True]
+    assert row.advantage_T.tolist() == [0.0, 0.0, 0.25, 0.0, -0.75]
+
+
+def test_spo_normalises_by_the_number_of_trained_tokens_of_a_prompt():
+    method = ThoughtValues("spo-chain", rollouts=2, continuations=1, max_prob=0.9)
+    _, roll = _roll(method, BASE=[1, 0], VALUE=[0.5] * 20)
+    # logprobs (-.01, -1, -2): two of three tokens of each rollout are trained, four in all; V = 1/2 wherever asked
+    weights = [row.advantage_T / row.mask_T.sum() / len(roll.rows) for row in roll.rows]
+    np.testing.assert_allclose(weights[0], [0, 0, 0.5 / 4])
+    np.testing.assert_allclose(weights[1], [0, 0, -0.5 / 4])
+
+
+# ---- SPO-tree, TreeRPO
+
+
+def test_values_go_up_the_tree_and_siblings_are_compared():
+    tree = ThoughtTree("spo-tree", (2, 4), 1, MeanBaseline())
+    nodes, leaves = tree.segment_advantages(np.array([1.0, 0, 0, 0, 1, 1, 1, 0]))
+    assert nodes.tolist() == [-0.25, 0.25]
+    assert leaves.tolist() == [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75]
+    deep = ThoughtTree("treerpo", (2, 2, 2), 1, ZScore(0, 0.0))
+    top, middle, bottom = deep.segment_advantages(np.array([1.0, 1, 1, 0, 0, 0, 0, 0]))
+    assert top.tolist() == [1, -1]
+    assert middle.tolist() == [1, -1, 0, 0]
+    assert bottom.tolist() == [0, 0, 1, -1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("branching", "trained"), [((2, 4), 2 * 1 + 8 * 2), ((2, 2, 2), 2 + 4 + 8), ((3, 3), 3 + 18)])
+def test_every_segment_of_the_tree_is_trained_exactly_once_with_its_own_advantage(branching, trained):
+    """Responses of three thoughts of one token, one thought a segment, the last one to the end."""
+    leaves = int(np.prod(branching))
+    outcomes = np.random.default_rng(0).integers(0, 2, size=64)
+    tree = ThoughtTree("treerpo", branching, 1, MeanBaseline())
+    _, roll = _roll(tree, BASE=outcomes, RESET=outcomes[8:])
+    account = roll.rollouts.account
+    assert len(roll.rows) == account.rollouts == leaves
+    assert account.discarded_rollouts == 0
+    assert account.tokens == sum(int(row.mask_T.sum()) for row in roll.rows) == trained
+    assert account.batches == len(branching)
+
+    traces = [e for g in roll.rollouts.groups for e in g.episodes]
+    advantages = tree.segment_advantages(np.array([t.outcome for t in traces]))
+    for i, (row, trace) in enumerate(zip(roll.rows, traces, strict=True)):
+        path = np.unravel_index(i, branching)
+        levels = [min(k, len(branching) - 1) for k in range(3)]
+        nodes = [int(np.ravel_multi_index(path[: level + 1], branching[: level + 1])) for level in levels]
+        want = np.array([advantages[level][node] for level, node in zip(levels, nodes, strict=True)])
+        factor = leaves * row.mask_T.sum() / trained
+        np.testing.assert_allclose(row.advantage_T, np.where(row.mask_T, want * factor, 0.0))
+        assert row.mask_T.tolist() == [k >= trace.start for k in range(3)]
+    # siblings share what is above them
+    for group in roll.rollouts.groups:
+        assert len({t.ids[: group.k] for t in group.episodes}) == 1
+
+
+def test_a_short_response_branches_before_its_last_thought():
+    tree = ThoughtTree("spo-tree", (2, 2), 9, MeanBaseline())
+    _, roll = _roll(tree, BASE=[1, 0], RESET=[0, 1])
+    assert [g.k for g in roll.rollouts.groups] == [2, 2]
+
+
+def test_spo_tree_trains_improbable_tokens_only():
+    tree = ThoughtTree("spo-tree", (2, 2), 1, MeanBaseline(), max_prob=0.9)
+    _, roll = _roll(tree, BASE=[1, 0], RESET=[0, 1])
+    assert [row.mask_T.tolist() for row in roll.rows] == [[False, True, True]] * 4
+
+
+@pytest.mark.parametrize("text", ["", "8", "1x8", "2x", "2*4", "2x-4", "axb"])
+def test_an_unreadable_branching_is_one_clear_line(text):
+    with pytest.raises(ConfigError, match="branching must be two or more widths of at least 2"):
+        parse_branching(text)
+
+
+# ---- Critique-GRPO
+
+
+def test_the_best_refinement_replaces_its_original():
+    """Originals 0, 1, 0, 0; refinements of the wrong ones 0, 1, 1: the one of original 2 is the first best."""
+    simulator, roll = _roll(CritiqueGRPO("critique-grpo", 4), BASE=[0, 1, 0, 0], REVISE=[0, None, 1, 1])
+    assert [attempt for attempt, _ in simulator.revised] == ["0:0", "0:2", "0:3"]
+    (group,) = roll.rollouts.groups
+    assert [t.key.phase for t in group.episodes] == [Phase.BASE, Phase.BASE, Phase.REVISE, Phase.BASE]
+    assert roll.advantages[0].tolist() == [-0.5, 0.5, 0.5, -0.5]
+    assert [row.shaping for row in roll.rows] == [0.0, 0.0, 0.1, 0.0]
+    assert all(row.prompt_ids == ROOT.prompt_ids for row in roll.rows)  # the critique is not in the context that learns
+    # constant normaliser: three tokens of at most twelve
+    assert roll.rows[2].advantage_T.tolist() == [0.5 * 3 / 12] * 3
+    account = roll.rollouts.account
+    assert (account.rollouts, account.discarded_rollouts) == (7, 3)
+
+
+def test_without_a_failure_critique_grpo_is_dr_grpo():
+    simulator, roll = _roll(CritiqueGRPO("critique-grpo", 2), BASE=[1, 1])
+    assert simulator.revised == []
+    assert [row.shaping for row in roll.rows] == [0.0, 0.0]
+
+
+def test_the_gradient_of_a_refinement_is_that_of_p_over_p_plus_gamma(tmp_path: Path):
+    """Against autograd on sum_t p_t / (p_t + gamma), one sequence at a time."""
+    trainer = tiny_trainer(tmp_path, method="critique-grpo", split="4/4", seed=2, micro_rows=16)
+    own = trainer.method.roll
+
+    def with_rewards(*args):  # the model is too weak to refine: pretend that refinements are right
+        roll = own(*args)
+        return replace(roll, rows=[replace(r, advantage_T=np.full(r.mask_T.size, 0.3)) for r in roll.rows])
+
+    trainer.method = SimpleNamespace(roll=with_rewards, name="critique-grpo", rows_per_prompt=4)
+    inputs = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    model = trainer.model
+    trainer.compute_loss(model, inputs).backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    model.zero_grad()
+    rows = trainer._reset_roll.rows
+    assert {row.shaping for row in rows} == {0.0, 0.1}
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        log_probs = torch.log_softmax(model(ids).logits[0] / trainer.args.temperature, dim=-1)
+        tokens = torch.arange(len(row.prompt_ids), ids.shape[1])
+        log_p = log_probs[tokens - 1, ids[0, tokens]]
+        term = log_p.exp() / (log_p.exp() + row.shaping) if row.shaping else log_p
+        total = total - 0.3 * term.mean()
+    (total / len(rows)).backward()
+    for name, p in model.named_parameters():
+        assert float((got[name] - p.grad).abs().max()) < 1e-6, name
+
+
+# ---- SCoRe
+
+
+def test_score_rewards_the_second_attempt_for_getting_better():
+    """Pairs (0, 1), (1, 1), (1, 0), alpha = 10: y1 gets 0, 1, 1 and y2 gets 1 + 10, 1, 0 - 10."""
+    simulator, roll = _roll(SCoRe("score", 3), BASE=[0, 1, 1], REVISE=[1, 1, 0])
+    assert [a for a, _ in simulator.revised] == ["0:0", "0:1", "0:2"]  # right ones too
+    assert len({remark for _, remark in simulator.revised}) == 1  # and nothing tells which
+    assert [row.advantage_T[0] for row in roll.rows] == [0, 1, 1, 11, 1, -10]
+    assert [row.prompt_ids for row in roll.rows] == [(7, 7)] * 3 + [(7, 7, 8)] * 3
+    assert roll.rollouts.account.rollouts == 6
+
+
+@pytest.mark.parametrize("method", ["score", "critique-grpo"])
+@pytest.mark.parametrize("split", ["3", "2", "2/3"])
+def test_methods_that_pair_rollouts_need_an_even_number_of_slots(method, split):
+    with pytest.raises(ConfigError, match="halves the slots"):
+        build_method(MethodConfig(method=method, split=split), None)
+
+
+def test_at_the_default_layout_every_paired_method_draws_at_most_eight_rollouts():
+    for method in ("score", "critique-grpo", "spo-tree", "treerpo"):
+        _, roll = _roll(build_method(MethodConfig(method=method), None), BASE=[0] * 8, REVISE=[0] * 8, RESET=[0] * 8)
+        assert roll.rollouts.account.rollouts == 8
