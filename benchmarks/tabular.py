@@ -1,7 +1,8 @@
 """Speed of the tabular core, as ratios: ``python -m benchmarks.tabular [--out FILE] [--repeats N]``.
 
 Each pair of programs is run alternately, one BLAS thread, and compared by the ratios of neighbouring runs (median, and
-the 10th and 90th percentile), so that another load on the machine slows both. The last block is absolute.
+the 10th and 90th percentile), so that another load on the machine slows both. Times are CPU times. The last block is
+absolute.
 
     goal                                                            at most / at least
     optimal against QuantEcon's backward_induction, dense              1.1 times its time
@@ -45,9 +46,10 @@ Int = NDArray[np.int64]
 
 
 def seconds(program: Program) -> float:
-    start = time.perf_counter()
+    """CPU seconds of this process (user and system): with one thread that is wall-clock without waiting for a core."""
+    start = time.process_time()
     program()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def compare(name: str, numerator: Program, denominator: Program, goal: str, limit: float, repeats: int) -> Row:

@@ -104,8 +104,9 @@ def _state_kernel(mdp: AnyMDP, pi: Float) -> Float | None:
     first = pi[0]
     if pi.strides[0] != 0 and not (np.array_equal(first, pi[-1]) and (pi == first).all()):
         return None
-    if (first.max(axis=-1) == 1).all():
-        return np.asarray(mdp.P[0][np.arange(mdp.X), first.argmax(axis=-1)])
+    x, y = np.arange(mdp.X), first.argmax(axis=-1)
+    if (first[x, y] == 1).all():
+        return np.asarray(mdp.P[0][x, y])
     return np.asarray((first[:, None, :] @ mdp.P[0])[:, 0, :])
 
 
@@ -113,8 +114,10 @@ def _stationary_values(mdp: AnyMDP, pi: Float, P_pi: Float) -> Float:
     V = np.zeros((mdp.H + 1, mdp.X))
     r = mdp.r[:1] if mdp.r.strides[0] == 0 else mdp.r
     r_HX = np.broadcast_to(np.einsum("xy,hxy->hx", pi[0], r), (mdp.H, mdp.X))
-    for h in range(mdp.H - 1, -1, -1):
-        np.add(r_HX[h], P_pi @ V[h + 1], out=V[h])
+    V[-2] = r_HX[-1]
+    for h in range(mdp.H - 2, -1, -1):
+        np.dot(P_pi, V[h + 1], out=V[h])
+        V[h] += r_HX[h]
     return V
 
 
