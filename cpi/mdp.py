@@ -56,6 +56,16 @@ def _check_rows(rows: Float, name: str) -> None:
     raise MDPError(f"{name} must sum to one along its last axis; {row} sums to {rows[where].sum():.6g}")
 
 
+def _check_rewards(r: Float, R_max: Float) -> None:
+    """`r` [..., H, X, Y] in [0, R_max [...]]."""
+    if not np.isfinite(r).all():
+        raise MDPError("r holds NaN or infinity")
+    if not (np.isfinite(R_max).all() and (R_max > 0).all()):
+        raise MDPError(f"R_max must be positive and finite, got {R_max}")
+    if r.min() < 0 or (r.max(axis=(-3, -2, -1)) > R_max).any():
+        raise MDPError(f"rewards must lie in [0, R_max]; they span [{r.min():.6g}, {r.max():.6g}], R_max is {R_max}")
+
+
 def _default_R_max(r: Float) -> Float:
     """The largest reward of each MDP, 1 if it has none: r [..., H, X, Y] -> [...]."""
     highest = r.max(axis=(-3, -2, -1))
