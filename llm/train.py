@@ -50,7 +50,7 @@ class TrainConfig(MethodConfig):
     prompts: int = option(32, "Prompts a step, over all processes.")
     train_problems: int = option(2048, "Size of the training set; it is gone through again when used up.")
     eval_problems: int = option(200, "Held-out problems measured before and after; 0 for none.")
-    learning_rate: float = option(1e-3, "Of AdamW, constant. Models with LoRA: the paper uses 5e-5.")
+    learning_rate: float = option(3e-4, "Of AdamW, constant; tuned for the embedded model. With LoRA the paper uses 5e-5.")
     weight_decay: float = option(0.01, "Of AdamW.")
     updates: int = option(
         1, "Optimiser updates a step, on equal parts of its rollouts; the paper: 4, on 8 prompts each."
@@ -214,8 +214,9 @@ def _build(config: TrainConfig) -> tuple[World, TrainingMethod, list[Problem], l
     problems = task.problems("train", config.train_problems, config.seed)
     held_out = task.problems("eval", config.eval_problems, config.seed) if config.eval_problems else []
     world = _world(config, task, config.model)
-    check_lengths(world, [*problems, *held_out], config.max_prompt_tokens)
-    return world, build_method(config, world.localizers), problems, held_out
+    method = build_method(config, world.localizers)
+    check_lengths(world, [*problems, *held_out], config.max_prompt_tokens, method.remark)
+    return world, method, problems, held_out
 
 
 def _checkpoint(run: RunFolder, resume: bool) -> Path | None:

@@ -147,7 +147,7 @@ def test_an_existing_folder_is_not_overwritten_and_another_config_is_not_resumed
 
     main(TrainConfig(**SMALL, output=str(tmp_path / "other")))
     before = (tmp_path / "other" / "result.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"learning_rate=0.001, not 0.5"):
+    with pytest.raises(ConfigError, match=r"learning_rate=0.0003, not 0.5"):
         main(TrainConfig(**SMALL, learning_rate=0.5, output=str(tmp_path / "other"), resume=True))
     assert (tmp_path / "other" / "result.json").read_bytes() == before
 
