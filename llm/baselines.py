@@ -3,7 +3,7 @@
 Each is a frozen dataclass with a `roll` (`llm.objective.TrainingMethod`): sample, compare, hand over rows of the loss.
 The deviations from the source are numbered in its docstring; to all of them applies that
 
-  (a) there is one on-policy step per batch, so a ratio is 1 and PPO's clip does not bind, and no KL term;
+  (a) by default there is one on-policy update per batch, so a ratio is 1 and PPO's clip does not bind; no KL term;
   (b) rows are averaged as in `llm.objective`, with the method's own normaliser as a factor on the advantages.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,7 @@ class ThoughtValues:
     rollouts: int
     continuations: int
     max_prob: float = 1.0
+    remark: ClassVar[None] = None
 
     @property
     def rows_per_prompt(self) -> int:
@@ -136,6 +138,7 @@ class ThoughtTree:
     segment: int
     estimator: AdvantageEstimator
     max_prob: float = 1.0
+    remark: ClassVar[None] = None
 
     @property
     def rows_per_prompt(self) -> int:
@@ -224,11 +227,6 @@ def _whole(trace: ThoughtTrace, advantage: float) -> Row:
     return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage, 0.0))
 
 
-_IS_WRONG = (
-    "Your solution above is incorrect. Solve the problem again, correctly, and keep to the same rules for steps."
-)
-
-
 @dataclass(frozen=True)
 class CritiqueGRPO:
     """Critique-GRPO (arXiv 2506.03106) with its binary critique: learn from refinements of wrong responses.
@@ -239,13 +237,17 @@ class CritiqueGRPO:
     p / (p + gamma) in place of a ratio (`llm.objective.Row.shaping`).
 
     Deviations, beside (a) and (b): (1) the refinement replaces the response that it refines, and of equally good ones
-    the first is taken; (2) the constant is the longest response allowed. Refinements that are not used are discarded
-    rollouts in the account.
+    the first is taken; (2) the constant is the longest response allowed; (3) with several updates per batch the slope
+    of p / (p + gamma) stays that of the policy that sampled. Refinements that are not used are discarded rollouts
+    in the account.
     """
 
     name: str
     originals: int
     gamma: float = 0.1
+    remark: ClassVar[str] = (
+        "The solution above is incorrect. Solve the problem again, correctly, keeping to the same rules for steps."
+    )
 
     @property
     def rows_per_prompt(self) -> int:
@@ -254,7 +256,7 @@ class CritiqueGRPO:
     def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
         buffer = collect(simulator, roots, keys, Plan(Split((self.originals,), ()), Start()))
         wrong = [t for t in buffer.episodes() if failed(t)]
-        refined = dict(zip(map(id, wrong), _revise(simulator, wrong, _IS_WRONG, Phase.REVISE), strict=True))
+        refined = dict(zip(map(id, wrong), _revise(simulator, wrong, self.remark, Phase.REVISE), strict=True))
         _charge(buffer.account, list(refined.values()))
         groups = [self._mixed(g, refined) for g in buffer.groups]
         kept = {id(t) for g in groups for t in g.episodes}
@@ -284,12 +286,6 @@ class CritiqueGRPO:
         return Row(root.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), advantage_T, shaping)
 
 
-_MAYBE_WRONG = (
-    "There may be an error in the solution above. Look for it, correct it if there is one, and write out the whole "
-    "solution again, keeping to the same rules for steps."
-)
-
-
 @dataclass(frozen=True)
 class SCoRe:
     """SCoRe (arXiv 2409.12917), stage II: two attempts, and a bonus for having got better.
@@ -304,6 +300,10 @@ class SCoRe:
     name: str
     pairs: int
     alpha: float = 10.0
+    remark: ClassVar[str] = (
+        "There may be an error in the solution above. Look for it, correct it if there is one, and write out the "
+        "whole solution again, keeping to the same rules for steps."
+    )
 
     @property
     def rows_per_prompt(self) -> int:
@@ -312,7 +312,7 @@ class SCoRe:
     def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
         buffer = collect(simulator, roots, keys, Plan(Split((self.pairs,), ()), Start()))
         first = buffer.episodes()
-        second = _revise(simulator, first, _MAYBE_WRONG, Phase.REVISE)
+        second = _revise(simulator, first, self.remark, Phase.REVISE)
         _charge(buffer.account, second)
         r1, r2 = (np.array([t.outcome for t in ts]).reshape(-1, self.pairs) for ts in (first, second))
         shown_P = np.concatenate([r1, r2 + self.alpha * (r2 - r1)], axis=1)

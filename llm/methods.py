@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 
@@ -117,6 +117,7 @@ class Method:
     length: Length = "own"
     prefix_mask: bool = True
     trained: SelfLocalizer | None = None
+    remark: ClassVar[None] = None
 
     @property
     def rows_per_prompt(self) -> int:

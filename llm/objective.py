@@ -66,6 +66,11 @@ class TrainingMethod(Protocol):
     @property
     def rows_per_prompt(self) -> int: ...
 
+    @property
+    def remark(self) -> str | None:
+        """What it says about an attempt that it puts into the context of another one; None if it never does."""
+        ...
+
     def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
         """Sample, compare, and give the rows: `keys[i]` fixes seed, step and prompt of all draws for `roots[i]`."""
         ...

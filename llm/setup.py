@@ -87,8 +87,13 @@ def build_world(
     return World(model, tokenizer, task, prompts, backend, simulator, localizers)
 
 
-def check_lengths(world: World, problems: list[Problem], max_prompt_tokens: int | None = None) -> None:
-    """Raise ConfigError where a prompt is longer than asked for, or does not fit the context with a full response."""
+def check_lengths(
+    world: World, problems: list[Problem], max_prompt_tokens: int | None = None, remark: str | None = None
+) -> None:
+    """Raise ConfigError where a prompt is longer than asked for, or does not fit the context with a full response.
+
+    With a `remark` (of a method that puts an attempt into the context) it is two responses that must fit.
+    """
     longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
     if max_prompt_tokens is not None and longest > max_prompt_tokens:
         raise ConfigError(
@@ -98,8 +103,12 @@ def check_lengths(world: World, problems: list[Problem], max_prompt_tokens: int 
     context = getattr(world.model.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return
-    if longest + world.simulator.sampling.max_tokens > context:
+    response_tokens = world.simulator.sampling.max_tokens
+    if remark is not None:
+        longest = max(len(world.simulator.revision_root(p, "", remark).prompt_ids) for p in problems)
+        response_tokens *= 2
+    if longest + response_tokens > context:
         raise ConfigError(
-            f"the longest prompt has {longest} tokens; with {world.simulator.sampling.max_tokens} response tokens it "
-            f"exceeds the model's context of {context}: lower --max-tokens or use shorter questions"
+            f"the longest prompt has {longest} tokens; with {response_tokens} response tokens it exceeds the model's "
+            f"context of {context}: lower --max-tokens or use shorter questions"
         )

@@ -125,7 +125,7 @@ def test_vineppo_estimates_the_exact_advantage_of_each_thought():
 
     _, simulator = tree_simulator(theta, right)
     root = simulator.root(simulator.task.problems("train", 1, 0)[0])
-    method = ThoughtValues("vineppo", rollouts=8, continuations=800)
+    method = ThoughtValues("vineppo", rollouts=24, continuations=800)
     roll = method.roll(simulator, [root], [DrawKey(seed=1)])
     wrong_late = 0
     for row, trace in zip(roll.rows, roll.rollouts.episodes(), strict=True):
@@ -252,7 +252,7 @@ def test_without_a_failure_critique_grpo_is_dr_grpo():
 
 def test_the_gradient_of_a_refinement_is_that_of_p_over_p_plus_gamma(tmp_path: Path):
     """Against autograd on sum_t p_t / (p_t + gamma), one sequence at a time."""
-    trainer = tiny_trainer(tmp_path, method="critique-grpo", split="4/4", seed=2, micro_rows=16)
+    trainer = tiny_trainer(tmp_path, method="critique-grpo", max_tokens=64, seed=2, micro_rows=16)
     own = trainer.method.roll
 
     def with_rewards(*args):  # the model is too weak to refine: pretend that refinements are right

@@ -209,6 +209,12 @@ def _error(trace):
     return next(k for k, (y, right) in enumerate(zip(actions_of(trace), RIGHT, strict=True)) if y != right)
 
 
+def test_an_attempt_that_does_not_fit_the_context_beside_another_is_one_clear_line(tmp_path: Path):
+    tiny_trainer(tmp_path, method="grpo", max_tokens=120)
+    with pytest.raises(ConfigError, match=r"with 240 response tokens it exceeds .* lower --max-tokens"):
+        tiny_trainer(tmp_path, method="score", max_tokens=120)
+
+
 @pytest.mark.parametrize("settings", [{"method": name} for name in METHODS] + [
     {"localizer": "value", "continuations": 1, "seed_policy": "furthest"},
     {"localizer": "entropy", "split": "4/2+2", "share_seed": True, "estimator": "loo", "pooled": True},
@@ -217,7 +223,7 @@ def _error(trace):
 ], ids=lambda s: "-".join(map(str, s.values())))  # fmt: skip
 def test_two_steps_of_every_method_have_a_gradient(settings, tmp_path: Path):
     rows = []
-    trainer = tiny_trainer(tmp_path, on_log=rows.append, **settings)
+    trainer = tiny_trainer(tmp_path, on_log=rows.append, max_tokens=64, **settings)
     trainer.args.save_strategy = "no"
     trainer.train()
     assert [row["step"] for row in rows] == [0, 1]
