@@ -33,17 +33,25 @@ __all__ = [
 THOUGHT_END = "</thought>"
 
 
+_BRACES = re.compile(r"\\\\(?!boxed)|\\[{}]|\\boxed\s*\{|[{}]")
+
+
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` of a text, nested braces kept, or None."""
-    found = None
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth, begin = 1, match.end()
-        for i in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                found = text[begin:i]
-                break
-    return found
+    r"""The content of the last complete ``\boxed{...}`` of a text, nested braces kept, or None.
+
+    Escaped braces (``\{``) do not count as braces. One pass, whatever the text.
+    """
+    opened: list[int | None] = []  # where the content of a box begins; None for a plain brace
+    found = (-1, -1)
+    for match in _BRACES.finditer(text):
+        token = match[0]
+        if token == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None and begin > found[0]:
+                found = (begin, match.start())
+        elif token == "{" or token.startswith("\\boxed"):
+            opened.append(match.end() if len(token) > 1 else None)
+    return text[found[0] : found[1]] if found[0] >= 0 else None
 
 
 def split_text(text: str) -> list[str]:
