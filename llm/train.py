@@ -36,7 +36,17 @@ from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, sche
 
 __all__ = ["TrainConfig", "main"]
 
-_BUDGET = ("rollouts", "tokens", "localisation_calls", "localisation_tokens", "discarded_rollouts", "oracle_queries")
+_BUDGET = (
+    "rollouts",
+    "tokens",
+    "discarded_rollouts",
+    "discarded_tokens",
+    "localisation_calls",
+    "localisation_tokens",
+    "localiser_rollouts",
+    "localiser_tokens",
+    "oracle_queries",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,9 @@ class TrainConfig(MethodConfig):
     prompts: int = option(32, "Prompts a step, over all processes.")
     train_problems: int = option(2048, "Size of the training set; it is gone through again when used up.")
     eval_problems: int = option(200, "Held-out problems measured before and after; 0 for none.")
-    learning_rate: float = option(3e-4, "Of AdamW, constant; tuned for the embedded model. With LoRA the paper uses 5e-5.")
+    learning_rate: float = option(
+        3e-4, "Of AdamW, constant; tuned for the embedded model. With LoRA the paper uses 5e-5."
+    )
     weight_decay: float = option(0.01, "Of AdamW.")
     updates: int = option(
         1, "Optimiser updates a step, on equal parts of its rollouts; the paper: 4, on 8 prompts each."
@@ -347,10 +359,13 @@ def _print_result(result: dict[str, Any], run: RunFolder) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     budget = result["budget"]
+    values = (
+        f"{budget['localiser_rollouts']:.0f} rollouts and {budget['localiser_tokens']:.0f} tokens of the localiser's"
+    )
     console.print(
         f"budget: {budget['rollouts']:.0f} rollouts ({budget['discarded_rollouts']:.0f} discarded), "
         f"{budget['tokens']:.0f} tokens, {budget['localisation_tokens']:.0f} localisation tokens in "
-        f"{budget['localisation_calls']:.0f} answers; {result['seconds']:.0f} s of training, "
+        f"{budget['localisation_calls']:.0f} answers, {values}; {result['seconds']:.0f} s of training, "
         f"peak memory {result['peak_memory_mib']} MiB",
         highlight=False,
     )
