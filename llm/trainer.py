@@ -37,6 +37,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
@@ -206,7 +207,14 @@ class ResetTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint counts only once its last file is written: then its file sizes and hashes are put beside it."""
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # each writer of a full disk complains in its own way
+            reason = " ".join(str(error).split())[:160]
+            raise RunError(
+                f"cannot write the checkpoint of step {self.state.global_step}: {reason}; free space, then go on with "
+                "--resume from the last whole checkpoint"
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

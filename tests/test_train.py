@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -150,6 +151,24 @@ def test_an_existing_folder_is_not_overwritten_and_another_config_is_not_resumed
     with pytest.raises(ConfigError, match=r"learning_rate=0.0003, not 0.5"):
         main(TrainConfig(**SMALL, learning_rate=0.5, output=str(tmp_path / "other"), resume=True))
     assert (tmp_path / "other" / "result.json").read_bytes() == before
+
+
+def _no_file_beyond_300_kilobytes() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_its_unfinished_checkpoint_is_not_used(tmp_path: Path):
+    """Writes beyond 300 kB fail, as on a full disk: the first checkpoint does not fit."""
+    command = _command("--save-every", "1", "--output", str(tmp_path / "run"))
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, preexec_fn=_no_file_beyond_300_kilobytes
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot write the checkpoint of step 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    again = _run("--save-every", "1", "--output", str(tmp_path / "run"), "--resume")
+    assert "checkpoint-1 is unfinished or corrupt" in again.stderr
+    assert "start the run anew" in again.stderr
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path):
