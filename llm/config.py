@@ -12,13 +12,13 @@ import dataclasses
 import difflib
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-__all__ = ["USER_ERRORS", "ConfigError", "config_from_args", "option", "run_command", "to_yaml"]
+__all__ = ["USER_ERRORS", "ConfigError", "config_from_args", "mapping", "option", "run_command", "to_yaml"]
 
 ConfigT = TypeVar("ConfigT")
 
@@ -35,6 +35,11 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
+def mapping(help: str) -> Any:
+    """A config field that holds a mapping, empty by default; on the command line it is YAML text."""
+    return dataclasses.field(default_factory=dict, metadata={"help": help, "choices": None})
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -47,7 +52,7 @@ def _flag(name: str) -> str:
 def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: Any) -> None:
     choices = field.metadata["choices"]
     shown = f" One of: {', '.join(choices)}." if choices else ""
-    default = field.default if field.default not in (None, "") else "none"
+    default = field.default if field.default not in (None, "", dataclasses.MISSING) else "none"
     text = f"{field.metadata['help']}{shown} [{default}]".replace("%", "%%")
     if kind is bool:
         parser.add_argument(
@@ -57,8 +62,20 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], k
         parser.add_argument(_flag(field.name), default=argparse.SUPPRESS, help=text, metavar=kind.__name__.upper())
 
 
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        loaded = None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{name} must be a mapping such as {{name: value}}, got {value!r}")
+    return loaded
+
+
 def _convert(cls: type, name: str, value: Any, kind: Any) -> Any:
-    """A value from a YAML file or the command line as the field's type."""
+    """A value from a YAML file or the command line as the field's type; a mapping may be given as YAML text."""
+    if kind is Mapping:
+        return _mapping(name, value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be true or false, got {value!r}")

@@ -1,0 +1,224 @@
+"""Learning curves on a common budget, and differences between methods over paired runs.
+
+A step reports the accuracy of the policy *before* its update, on the fresh rollouts of that step, which are an unbiased
+sample of it (`llm.metrics`). So step s is the point (what steps 0..s-1 have cost, accuracy of step s). The cost has
+three axes:
+
+    steps      updates of equally many trained rollouts
+    rollouts   everything sampled: trained, discarded (the paper's seeds are), and made in order to localise
+    tokens     everything generated: the tokens of these rollouts and of localisation answers
+
+A budget on an axis is the least cost of any compared run, so every curve reaches it, and between its points a curve is
+read by linear interpolation. The noise of single steps is left in: means over a curve need no smoothing. Only the first
+point that reaches a target would be biased by it, and is therefore read from a moving average.
+
+A unit is a pair (warm start, seed). Methods are compared on the units that both have run, with a bootstrap over units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm.statistics import bootstrap_mean, paired_difference
+
+__all__ = [
+    "AXES",
+    "LATE",
+    "WINDOW",
+    "Curve",
+    "Run",
+    "budgets",
+    "contrast",
+    "curve_of",
+    "mean_over",
+    "reach",
+    "summarise",
+]
+
+AXES = ("steps", "rollouts", "tokens")
+LATE = 0.15
+"""The share of the budget, at its end, over which the accuracy at the budget is averaged."""
+WINDOW = 5
+"""Steps of the centred moving average from which the way to a target is read."""
+_QUALITY = (
+    "kappa",
+    "rho",
+    "p",
+    "localiser_exact",
+    "localiser_clean",
+    "localiser_deviation",
+    "mean_cut",
+    "reset_reward",
+    "groups_with_signal",
+)
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy before each update, [S], and by axis what had been spent until then, [S], from 0 on.
+
+    means: over the steps, of what `metrics.jsonl` says about resets; None where no step has a value.
+    """
+
+    accuracy_S: Array
+    spent: Mapping[str, Array]
+    means: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished cell: which method ran where, and its curve."""
+
+    dial: str
+    variant: str
+    checkpoint: str
+    seed: int
+    curve: Curve
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        return self.checkpoint, self.seed
+
+
+def curve_of(rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """The curve of a run from the rows of its `metrics.jsonl`."""
+    cost = {
+        "steps": [1.0 for _ in rows],
+        "rollouts": [row["rollouts"] + row["localiser_rollouts"] for row in rows],
+        "tokens": [row["tokens"] + row["localisation_tokens"] + row["localiser_tokens"] for row in rows],
+    }
+    spent = {axis: np.concatenate([[0.0], np.cumsum(cost[axis])[:-1]]) for axis in AXES}
+    means = {name: _mean(row.get(name) for row in rows) for name in _QUALITY}
+    per_step = {f"{axis}_per_step": float(np.mean(cost[axis])) for axis in AXES[1:]}
+    return Curve(np.array([row["accuracy"] for row in rows], dtype=np.float64), spent, {**means, **per_step})
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def mean_over(x_S: Array, y_S: Array, begin: float, end: float) -> float:
+    """The mean of the piecewise linear curve through (x, y) over [begin, end], exactly.
+
+    Example: through (0, 0), (1, 1) the mean over [0.5, 1] is 0.75. Raises ValueError unless
+    x_0 <= begin < end <= x_S (nothing is extrapolated).
+    """
+    if not x_S[0] <= begin < end <= x_S[-1]:
+        raise ValueError(f"the curve covers [{x_S[0]:g}, {x_S[-1]:g}], not [{begin:g}, {end:g}]")
+    inner = x_S[(x_S > begin) & (x_S < end)]
+    knots = np.concatenate([[begin], inner, [end]])
+    return float(np.trapezoid(np.interp(knots, x_S, y_S), knots) / (end - begin))
+
+
+def reach(x_S: Array, y_S: Array, target: float) -> float | None:
+    """Where the moving average of the curve first is at `target`; None if it never is.
+
+    The average is centred, over `WINDOW` steps (fewer at the ends, as many to either side), and linear in between.
+    """
+    half = np.minimum(WINDOW // 2, np.minimum(np.arange(len(y_S)), np.arange(len(y_S))[::-1]))
+    smooth = np.array([y_S[s - h : s + h + 1].mean() for s, h in enumerate(half)])
+    above = np.flatnonzero(smooth >= target)
+    if above.size == 0:
+        return None
+    s = int(above[0])
+    if s == 0:
+        return float(x_S[0])
+    share = (target - smooth[s - 1]) / (smooth[s] - smooth[s - 1])
+    return float(x_S[s - 1] + share * (x_S[s] - x_S[s - 1]))
+
+
+def budgets(runs: Iterable[Run]) -> dict[str, float]:
+    """On each axis the most that every run has spent by its last measured point."""
+    runs = list(runs)
+    return {axis: min(float(run.curve.spent[axis][-1]) for run in runs) for axis in AXES}
+
+
+def _values(run: Run, budget: Mapping[str, float], target: float) -> dict[str, dict[str, float | None]]:
+    """Of one run, by axis: mean accuracy up to the budget, accuracy at it, and the way to the target."""
+    y = run.curve.accuracy_S
+    return {
+        axis: {
+            "area": mean_over(x, y, 0.0, budget[axis]),
+            "late": mean_over(x, y, (1 - LATE) * budget[axis], budget[axis]),
+            "reach": reach(x, y, target),
+        }
+        for axis, x in run.curve.spent.items()
+    }
+
+
+def summarise(runs: Sequence[Run], target: float) -> dict[str, Any]:
+    """All of one dial: the budgets, every run's values, and by method their means with bootstrap intervals."""
+    budget = budgets(runs)
+    cells = [
+        {
+            "variant": run.variant,
+            "checkpoint": run.checkpoint,
+            "seed": run.seed,
+            "axes": _values(run, budget, target),
+            "means": dict(run.curve.means),
+            "total": {axis: float(run.curve.spent[axis][-1]) for axis in AXES},
+        }
+        for run in runs
+    ]
+    names = list(dict.fromkeys(run.variant for run in runs))
+    own = {name: [c for c in cells if c["variant"] == name] for name in names}
+    variants = {name: _variant(mine) for name, mine in own.items()}
+    return {"budget": budget, "target": target, "variants": variants, "cells": cells}
+
+
+def _variant(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    axes: dict[str, Any] = {}
+    for axis in AXES:
+        of = {name: [c["axes"][axis][name] for c in cells] for name in ("area", "late", "reach")}
+        reached = [np.inf if x is None else x for x in of["reach"]]
+        median = float(np.median(reached))
+        axes[axis] = {
+            "area": _interval(of["area"]),
+            "late": _interval(of["late"]),
+            "reach": {
+                "median": median if np.isfinite(median) else None,
+                "reached": sum(x is not None for x in of["reach"]),
+                "of": len(cells),
+            },
+        }
+    means = {name: _mean(c["means"][name] for c in cells) for name in cells[0]["means"]}
+    return {"units": len(cells), "axes": axes, "means": means}
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any]:
+    return asdict(bootstrap_mean(values, np.random.default_rng(0)))
+
+
+def contrast(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, Any] | None:
+    """a - b over the units that both have run, by axis and measure; None if there are none.
+
+    Each holds the mean difference with its paired bootstrap interval, the wins of a (ties count for neither), and the
+    mean difference on each warm start, which says whether one of them carries the result.
+    """
+    of = {name: {(c["checkpoint"], c["seed"]): c["axes"] for c in cells if c["variant"] == name} for name in (a, b)}
+    units = sorted(of[a].keys() & of[b].keys())
+    if not units:
+        return None
+    out: dict[str, Any] = {"a": a, "b": b, "units": [list(unit) for unit in units]}
+    for axis in AXES:
+        out[axis] = {}
+        for measure in ("area", "late"):
+            a_N, b_N = (np.array([of[name][unit][axis][measure] for unit in units]) for name in (a, b))
+            difference = a_N - b_N
+            out[axis][measure] = {
+                **asdict(paired_difference(a_N, b_N, np.random.default_rng(0))),
+                "wins": int((difference > 0).sum()),
+                "losses": int((difference < 0).sum()),
+                "checkpoints": {
+                    name: float(np.mean([d for d, unit in zip(difference, units, strict=True) if unit[0] == name]))
+                    for name in dict.fromkeys(unit[0] for unit in units)
+                },
+            }
+    return out
