@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from llm.rewards.base import Score
+from llm.rewards.worker import WorkerPool
 from llm.tasks import TaskError, load_task, refuse_overlap, task_names
 from llm.tasks.base import Problem
 from llm.tasks.benchmarks import RECIPES, Benchmark
 from llm.tasks.jsonl import read_problems
 from llm.tasks.livecodebench import pickled_text, private_tests, split_tests
 from llm.tasks.options import read_options
-from llm.tasks.reasoning_gym_scorer import EVAL_SCORERS, EXPRESSION_SCORERS, score_entries
+from llm.tasks.reasoning_gym_scorer import EVAL_SCORERS, EXPRESSION_SCORERS, score
 from llm.tasks.splits import draw, partition, without_duplicates
 
 ROWS = Path(__file__).parent / "data" / "rows"
@@ -304,6 +305,25 @@ def test_choices_become_lettered_lines_and_science_rows_their_own_verifier() -> 
     assert {(p.answer, p.meta["verifier"]) for p in chem} == {("A", "choice"), ("2", "text")}
     stra = load_task(f"stra@{ROWS / 'stra.jsonl'}").problems("eval", 3, 0)
     assert sorted(p.answer for p in stra) == ["no", "no", "yes"]
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_benchmark_scores_its_own_answers_and_others(name: str) -> None:
+    task = load_task(f"{name}@{BENCHMARK_ROWS[name]}")
+    problems = task.problems("eval", task.size("eval"), 0)
+    others = {"yes": "no", "no": "yes", "A": "B", "B": "C", "C": "A", "False": "True"}
+    right = [f"So.</thought>\n\\boxed{{{p.answer}}}</thought>" for p in problems]
+    wrong = [f"\\boxed{{{others.get(p.answer, '17')}}}" for p in problems]
+    assert {s.status for s in task.score(problems, right)} == {"correct"}
+    assert {s.status for s in task.score(problems, wrong)} == {"wrong"}
+    assert {s.status for s in task.score(problems, ["no box"] * len(problems))} == {"unparsable"}
+
+
+def test_own_rows_are_scored_by_the_verifier_they_name(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", *({"question": q, "answer": "b"} for q in ("x", "y")))
+    problem = Problem("u", "q", "b")
+    assert load_task(f"jsonl:{file},verifier=choice").score([problem], ["\\boxed{(B)}"]) == [Score(1.0, "correct")]
+    assert load_task(f"jsonl:{file}").score([Problem("u", "q", "1/2")], ["\\boxed{0.5}"]) == [Score(1.0, "correct")]
 
 
 def test_without_a_split_of_the_hub_the_rest_of_the_evaluation_rows_are_for_training(
@@ -594,6 +614,19 @@ def test_a_response_without_a_box_is_unparsable_and_a_wrong_one_wrong() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EVAL_SCORERS | EXPRESSION_SCORERS))
+def test_the_scorers_guard_alone_runs_no_code_of_an_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, without the worker's limits: a list that the attack would append to stays empty."""
+    ran: list[str] = []
+    monkeypatch.setattr("builtins.attack", ran.append, raising=False)
+    entry = load_task(f"reasoning_gym:{name}").problems("eval", 1, 0)[0].meta["entry"]
+    packed = base64.b64encode(pickle.dumps(entry)).decode()
+    for answer in ("attack('x')", "[attack('x')]", "__import__('builtins').attack('x')", "S('attack(1)')"):
+        assert score({"task": name, "options": {}, "answer": answer, "entry": packed}) < 0.1
+    assert ran == []
+    assert eval("1 + 1") == 2  # and this process has its own eval back
+
+
+@pytest.mark.parametrize("name", sorted(EVAL_SCORERS | EXPRESSION_SCORERS))
 def test_an_answer_with_code_in_it_is_not_run(name: str, tmp_path: Path) -> None:
     task = load_task(f"reasoning_gym:{name}")
     target = tmp_path / "owned"
@@ -608,16 +641,19 @@ def test_an_answer_with_code_in_it_is_not_run(name: str, tmp_path: Path) -> None
 
 
 def test_an_endless_answer_costs_bounded_time_and_the_next_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.tasks.reasoning_gym_scorer.TIME_LIMIT", 1.0)
+    impatient = WorkerPool("llm.tasks.reasoning_gym_scorer:score", cpu_s=1.0, memory_bytes=2 << 30, size=1)
+    monkeypatch.setattr("llm.tasks.reasoning_gym._scorers", impatient)
     task = load_task("reasoning_gym:puzzle24")
     problems = task.problems("eval", 1, 0)
     responses = ["\\boxed{9**9**9**9}", f"\\boxed{{{problems[0].answer}}}"]
     assert task.score(problems * 2, responses) == [Score(0.0, "timeout"), Score(1.0, "correct")]
+    impatient.close()
 
 
 def test_an_answer_of_a_hundred_thousand_brackets_is_refused_unseen() -> None:
-    entry = {"question": "", "answer": "1", "metadata": {}}
-    assert score_entries("n_queens", {}, [("[" * 100_000, entry)]) == [Score(0.0, "unparsable")]
+    task = load_task("reasoning_gym:n_queens")
+    attack = "\\boxed{" + "[" * 100_000 + "}"
+    assert task.score(task.problems("eval", 1, 0), [attack]) == [Score(0.0, "unparsable")]
 
 
 def test_the_tasks_that_evaluate_text_are_the_known_ones() -> None:

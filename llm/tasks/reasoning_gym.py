@@ -16,20 +16,21 @@ is looked at.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import io
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from llm.rewards.base import Score
+from llm.rewards.worker import Reply, WorkerError, WorkerPool
 from llm.tasks.base import Problem, Split, TaskError
 from llm.tasks.options import read_options
-from llm.tasks.reasoning_gym_scorer import score_entries
 from llm.tasks.splits import normal_question, question_hash
 from llm.thoughts import last_boxed
 
@@ -41,6 +42,9 @@ _STREAM = 10**6
 """Seeds of one stream. Streams are numbered 2 * seed for training and 2 * seed + 1 for evaluation."""
 _STREAMS = 4096
 """Numbers of streams, taken modulo this, keep every seed below 2**32, which NumPy's old generator requires."""
+
+_LONGEST_ANSWER = 20_000
+_scorers = WorkerPool("llm.tasks.reasoning_gym_scorer:score", cpu_s=5.0, memory_bytes=2 << 30)
 
 
 def reasoning_gym_names() -> list[str]:
@@ -140,23 +144,40 @@ class ReasoningGym:
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return Problem(uid, question, answer, {"entry": entry})
 
-    @cached_property
-    def _scorer_options(self) -> dict[str, Any]:
-        return dict(self.options)
-
     def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
-        """The library's score of the last box; `unparsable` without one; bounded time and memory."""
+        """The library's score of the last box; an exception in it, or a score outside [0, 1], is an `error`.
+
+        `unparsable`: no box, or a very long one. `correct` is a full score, `partial` anything between.
+        Raises TaskError if the worker cannot be started.
+        """
         boxes = [last_boxed(text) for text in responses]
-        asked = [i for i, box in enumerate(boxes) if box is not None]
+        asked = [i for i, box in enumerate(boxes) if box is not None and len(box) <= _LONGEST_ANSWER]
+        requests = [self._request(problems[i], str(boxes[i]).strip()) for i in asked]
+        try:
+            replies = _scorers.map(requests)
+        except WorkerError as error:
+            raise TaskError(f"{self.name}: {error}") from None
         scores = [Score(0.0, "unparsable")] * len(boxes)
-        rows = [(str(boxes[i]).strip(), problems[i].meta["entry"]) for i in asked]
-        for i, score in zip(asked, score_entries(self.task, self._scorer_options, rows), strict=True):
-            scores[i] = score
+        for i, reply in zip(asked, replies, strict=True):
+            scores[i] = _as_score(reply)
         return scores
+
+    def _request(self, problem: Problem, answer: str) -> dict[str, Any]:
+        entry = base64.b64encode(pickle.dumps(problem.meta["entry"])).decode()
+        return {"task": self.task, "options": dict(self.options), "answer": answer, "entry": entry}
 
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """None: the library checks answers, not steps."""
         return None
+
+
+def _as_score(reply: Reply) -> Score:
+    if reply.status == "timeout":
+        return Score(0.0, "timeout")
+    value = reply.value
+    if reply.status != "done" or not isinstance(value, int | float) or not 0 <= value <= 1:
+        return Score(0.0, "error")
+    return Score(float(value), "correct" if value == 1 else "partial" if value > 0 else "wrong")
 
 
 @contextlib.contextmanager
