@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from llm.config import ConfigError, to_yaml
@@ -29,6 +28,8 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 def versions() -> dict[str, Any]:
     """What a figure has to be traced to: versions, device, threads."""
+    import torch  # here, so that reading a run folder does not load it
+
     found = {}
     for name in _PACKAGES:
         try:

@@ -24,7 +24,6 @@ from rich.tree import Tree
 
 from cpi.groups import Rollouts, failed
 from llm.config import ConfigError, option, run_command
-from llm.localize import true_first_error
 from llm.runs import RunFolder
 from llm.tasks.base import Task
 from llm.thoughts import ThoughtTrace
@@ -103,6 +102,8 @@ def rollout_rows(
 
 
 def _first_error(task: Task, trace: ThoughtTrace) -> int | None:
+    from llm.localize import true_first_error  # here, so that looking at a run does not load torch
+
     return true_first_error(task, trace) if failed(trace) else None
 
 
