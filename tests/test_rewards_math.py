@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.rewards.base import Score
-from llm.rewards.math import MathVerifier, normal_form, plain_number, refused
+from llm.rewards.math import MathVerifier, _at_once, normal_form, plain_number, refused
 from llm.rewards.worker import Reply, WorkerError, WorkerPool
 from llm.thoughts import last_boxed
 
@@ -167,6 +167,27 @@ def test_answers_of_equal_value_are_correct(verifier: MathVerifier, response: st
 )
 def test_answers_of_another_value_are_wrong(verifier: MathVerifier, response: str, reference: str) -> None:
     assert verifier([boxed(response)], [reference]) == [WRONG]
+
+
+def test_what_is_decided_without_the_library_agrees_with_it(verifier: MathVerifier) -> None:
+    """All pairs of these numbers; where the fast path passes (decimals that differ), there is nothing to compare."""
+    numbers = [
+        "1",
+        "-1",
+        "0.5",
+        r"\frac{1}{2}",
+        "2/4",
+        r"-\dfrac{1}{2}",
+        "1,000",
+        "1000.0",
+        "+5",
+        "007",
+        r"\frac{-3}{7}",
+    ]
+    pairs = [(a, b) for a in numbers for b in numbers if _at_once(a, b) is not None]
+    replies = verifier.pool.map([{"response": a, "reference": b} for a, b in pairs])
+    assert [reply.value for reply in replies] == [_at_once(a, b) for a, b in pairs]
+    assert len(pairs) > 80
 
 
 @pytest.mark.parametrize("response", ["42", "no box", "", boxed(""), boxed(" "), r"\boxed{42"])

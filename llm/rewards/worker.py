@@ -131,7 +131,9 @@ class _Worker:
     def call(self, request: Any) -> Reply | None:
         """None if the worker is lost."""
         try:
-            while select.select([self._from], [], [], 0)[0]:  # a server that died idle
+            poll = select.poll()
+            poll.register(self._from, select.POLLIN)
+            while poll.poll(0):  # a server that died idle
                 receive(self._from, self._wait_s, _LARGEST_REPLY)
             write_frame(self._to, request)
             status, value = receive(self._from, self._wait_s, _LARGEST_REPLY)
