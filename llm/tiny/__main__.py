@@ -23,13 +23,14 @@ from llm.measure import measure
 from llm.setup import World, build_world, load_model
 from llm.statistics import bootstrap_mean, pass_at_k
 from llm.tasks.base import Problem
-from llm.tasks.chains import RELIABILITIES, Chains
+from llm.tasks.chains import RELIABILITIES, VALUES, Chains
 from llm.tiny.recipe import Recipe, warm_start
 
 __all__ = ["TinyConfig", "main", "measure_families"]
 
 _TRIES = 8
 _MEASURED = "measured.json"
+_SAMPLINGS = ((0.7, 0.95), (1.0, 1.0))  # temperature and top-p of `sampled` and of `plain`
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class TinyConfig:
     seed: int = option(0, "Seed of weights and data; 0 made the committed checkpoint.")
     updates: int = option(Recipe.updates, "Optimiser steps.")
     batch: int = option(Recipe.batch, "Sequences in one step.")
+    blind: int = option(Recipe.blind, "Facts of each hard function that the localiser has wrong (0..11).")
     eval_problems: int = option(200, "Held-out problems for each row of the table.")
     threads: int = option(0, "Torch threads; 0 for one per core.")
 
@@ -50,6 +52,8 @@ def _check(config: TinyConfig) -> Path:
     for name in ("updates", "batch", "eval_problems"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if not 0 <= config.blind <= VALUES:
+        raise ConfigError(f"blind must lie in 0..{VALUES}, got {config.blind}")
     out = Path(config.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def measure_families(folder: str, eval_problems: int, seed: int = 0) -> dict[str
     for reliability in RELIABILITIES:
         task = Chains(reliability=reliability)
         problems = task.problems("eval", eval_problems, seed)
-        worlds = [build_world(model, tokenizer, task, Sampling(T, p, 128, 20, 64), 512, 0.3, 32) for T, p in _SAMPLINGS]
+        worlds = [build_world(model, tokenizer, task, Sampling(T, p, 72, 20, 64), 512, 0.3, 48) for T, p in _SAMPLINGS]
         sampled, plain = (_tries(world, problems) for world in worlds)
         rows[task.name] = {
             **measure(worlds[0], problems, seed),
@@ -106,9 +110,6 @@ def measure_families(folder: str, eval_problems: int, seed: int = 0) -> dict[str
             "expected": reliability**task.hard,
         }
     return rows
-
-
-_SAMPLINGS = ((0.7, 0.95), (1.0, 1.0))
 
 
 def _cell(interval: dict[str, Any] | None) -> str:
@@ -138,12 +139,16 @@ def main(config: TinyConfig) -> dict[str, Any]:
     hf_logging.set_verbosity_error()
     if config.threads:
         torch.set_num_threads(config.threads)
-    recipe = Recipe(seed=config.seed, updates=config.updates, batch=config.batch)
+    recipe = Recipe(seed=config.seed, updates=config.updates, batch=config.batch, blind=config.blind)
     _train(recipe, out)
-    rows = measure_families(str(out), config.eval_problems)
+    return _record(recipe, out, config.eval_problems)
+
+
+def _record(recipe: Recipe, out: Path, eval_problems: int) -> dict[str, Any]:
+    rows = measure_families(str(out), eval_problems)
     measured = {"recipe": asdict(recipe), "torch": torch.__version__, "rows": rows}
     (out / _MEASURED).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    _print(rows, config.eval_problems)
+    _print(rows, eval_problems)
     return measured
 
 
