@@ -136,7 +136,7 @@ for path in (target['secret'], f"/proc/{target['parent']}/root{target['secret']}
              '/etc/passwd', '/etc/shadow', '/etc/hostname', target['package'], '/proc/mounts', '/dev/mem', '/dev/kmsg'):
     attempt(path, lambda: open(path, 'rb').read(100))
 for folder in ('/', '/home', '/root', '/etc', os.path.dirname(target['secret'])):
-    attempt(folder, lambda: os.listdir(folder))
+    attempt(folder, lambda: {'passwd', 'proc', 'secret'} & set(os.listdir(folder)) or None)
 for fd in range(4, 300):
     attempt(f'descriptor {fd}', lambda: os.fstat(fd))
 attempt('link', lambda: os.link(target['secret'], '/tmp/link') or 'linked')
