@@ -294,7 +294,9 @@ class SCoRe:
     not. y1 is trained with r(y1), y2 with r(y2) + alpha (r(y2) - r(y1)), by REINFORCE without a baseline.
 
     Deviations, beside (a) and (b): (1) stage I, which trains y2 while a KL term ties y1 to the initial model, is left
-    out: it needs a second copy of the model; (2) y2 sees y1 as text that is encoded anew.
+    out: it needs a second copy of the model; (2) y2 sees y1 as text that is encoded anew. Without stage I and without
+    a KL term a model that cannot use a second attempt (the embedded one was never shown any) is trained apart: use
+    SCoRe with an instruction-tuned model.
     """
 
     name: str
