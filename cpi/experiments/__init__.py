@@ -18,6 +18,10 @@ NAMES: dict[str, str] = {
     "estimators": "the same with a baseline, paired continuations, per-state thresholds; deterministic and 0/1 rewards",
     "cpi-inequality": "the exact J(pi_alpha) against the bounds over alpha, classical and credit-aware",
     "tightness": "Prop. 10: P(Ahat <= 0) over n against the Berry-Esseen bound and 0.18",
+    "convergence": "many steps of Algorithm 1: random resets, oracle, soft oracle; exact and sampled",
+    "imperfect-oracle": "one step with a soft oracle over a (kappa, rho) grid, and the frontier kappa rho = p",
+    "resets-in-the-table": "Algorithm 2 in the table: GRPO, RRPO, SRPO, oracle; splits; localisers; equal budgets",
+    "base-group-bias": "Algorithm 2: the base group by formula and simulation, its gradient; two uniform resets",
 }
 
 

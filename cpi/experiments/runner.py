@@ -189,5 +189,7 @@ def execute(
     )
     if folder:
         _write(folder.path / "result.json", result)
-        experiment.draw(result).savefig(folder.path / f"{experiment.name}.png", dpi=130)
+        figure = experiment.draw(result)
+        dpi = min(130.0, 1500 / figure.get_figwidth())  # wide figures stay below some 200 kB
+        figure.savefig(folder.path / f"{experiment.name}.png", dpi=dpi)
     return result
