@@ -25,7 +25,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,9 @@ class LocalizationConfig:
     max_thoughts: int = option(0, "Thoughts of a response. 0: those of the run; for a model, 20.")
     max_thought_tokens: int = option(0, "Tokens of a thought. 0: those of the run; for a model, 256.")
     localize_temperature: float = option(0.3, "Of localisation answers.")
-    localize_tokens: int = option(0, "Tokens of a localisation answer. 0: those of the run; for a model, 1024.")
+    localize_tokens: int = option(
+        0, "Tokens of a localisation answer. 0: the run's; else 1024, at most a quarter of the context."
+    )
     batch: int = option(32, "Problems worked on, and stored, together.")
     sample_rows: int = option(512, "Responses sampled at once.")
     dtype: str = option("float32", "Of the weights; bfloat16 for GPUs.", ("float32", "bfloat16"))
@@ -123,22 +125,22 @@ def _localizers(config: LocalizationConfig) -> list[str]:
 
 def _world(config: LocalizationConfig, subject: Subject, problems: Sequence[Problem]) -> World:
     """The model with its lengths: those asked for, else the run's, else the paper's, shortened to the context."""
+    task = load_task(config.task or subject.task)
+    model, tokenizer = load_subject(subject, config.dtype)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    default = _PAPER_LENGTHS | ({"localize_tokens": min(1024, context // 4)} if context is not None else {})
     length = {
-        name: getattr(config, name) or int(subject.run[name] if subject.run else default)
-        for name, default in _PAPER_LENGTHS.items()
+        name: getattr(config, name) or int(subject.run[name] if subject.run else default[name]) for name in default
     }
     localize_tokens = length.pop("localize_tokens")
-    task = load_task(config.task or subject.task)
     sampling = Sampling(config.temperature, config.top_p, **length)
-    model, tokenizer = load_subject(subject, config.dtype)
     world = build_world(
         model, tokenizer, task, sampling, config.sample_rows, config.localize_temperature, localize_tokens
     )
     longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and not config.max_tokens and subject.run is None:
         room = max(1, min(length["max_tokens"], context - longest))
-        world.simulator.sampling = Sampling(**{**vars(sampling), "max_tokens": room})
+        world.simulator.sampling = replace(sampling, max_tokens=room)
     check_lengths(world, list(problems), longest)
     return world
 

@@ -74,7 +74,7 @@ def localization_figure(result: dict[str, Any], path: Path) -> None:
     a.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share of failures", title="(a) where it cuts")
     b.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share correct", title="(b) continuations from the cut")
     c.set(ylabel=f"Pass@{k}", title="(c) clean (not late) and erroneous prefixes")
-    a.legend(frameon=False, fontsize=8)
+    a.legend(frameon=False, fontsize=8, loc="upper left")
     _dots(d, result["localisers"])
     d.set(xlabel="share of continuations correct", title="(d) localisers compared")
     for axes in panels.flat:

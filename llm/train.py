@@ -78,7 +78,7 @@ class TrainConfig(MethodConfig):
     max_thoughts: int = option(20, "Thoughts of a response.")
     max_thought_tokens: int = option(64, "Tokens of a thought. The paper: 256.")
     localize_temperature: float = option(0.3, "Sampling temperature of localisation answers.")
-    localize_tokens: int = option(16, "Tokens of a localisation answer. Reasoning models need hundreds.")
+    localize_tokens: int = option(64, "Tokens of a localisation answer. Reasoning models need hundreds.")
     lora: bool = option(False, "Train a LoRA adapter on all linear layers instead of the weights.")
     lora_rank: int = option(64, "Rank of the adapter.")
     lora_alpha: int = option(64, "Scale of the adapter.")
