@@ -295,7 +295,7 @@ class SCoRe:
 
     Deviations, beside (a) and (b): (1) stage I, which trains y2 while a KL term ties y1 to the initial model, is left
     out: it needs a second copy of the model; (2) y2 sees y1 as text that is encoded anew. Without stage I and without
-    a KL term a model that cannot use a second attempt (the embedded one was never shown any) is trained apart: use
+    a KL term, a model that cannot use a second attempt (the embedded one was never shown any) collapses: use
     SCoRe with an instruction-tuned model.
     """
 
