@@ -220,7 +220,7 @@ def _fresh(failures):
 
 
 def _with(rollouts, localisations, failures):
-    return Rollouts(rollouts.groups, localisations, rollouts.account, [tuple(failures)])
+    return Rollouts([], localisations, rollouts.account, [tuple(failures)])
 
 
 def test_kappa_rho_and_p_by_hand():
