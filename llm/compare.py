@@ -3,7 +3,7 @@
 One YAML file names warm starts (`checkpoints`), tasks (`dials`), methods (`variants`) and which of them meet
 (`studies`). Every cell, one method on one task from one warm start with one seed, is one run of `llm.train` in a folder
 of its own, exactly as its command line would make it. A few worker processes, one torch thread each, run one cell after
-another, so that the libraries are imported once a worker and not once a cell.
+another, so that the libraries are imported once and not once a cell.
 
  1. warm starts that the repository does not hold are made (``warm:SEED``, by the recipe of `llm.tiny`);
  2. every method is tuned: the same learning rates, on seeds that are used for nothing else, the best mean accuracy up
@@ -55,6 +55,7 @@ _WARM = re.compile(r"warm:(\d+)")
 _NAME = re.compile(r"[\w.+-]+")
 _SET_BY_THE_PLAN = ("model", "task", "seed", "output", "resume", "dry_run")
 _BYTES_PER_WORKER = 2**31
+_WARM_EVAL = 50
 _DEFAULTS: Mapping[str, Any] = {"threads": 1, "eval_problems": 0}
 
 
@@ -235,7 +236,7 @@ def _make(seed: int, folder: Path) -> None:
     """A warm start, under its name only once it is whole."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    make_warm_start(TinyConfig(out=str(part), seed=seed, threads=1))
+    make_warm_start(TinyConfig(out=str(part), seed=seed, threads=1, eval_problems=_WARM_EVAL))
     part.rename(folder)
 
 
@@ -299,7 +300,7 @@ class _Workers:
                         "a worker process was killed (out of memory?): use fewer --jobs, and go on with --resume"
                     ) from error
                 if failure:
-                    raise ConfigError(f"{futures[future].stem}: {failure}")
+                    raise ConfigError(f"{futures[future].with_suffix('')}: {failure}")
                 bar.update()
 
 
@@ -307,7 +308,9 @@ class _Workers:
 def _workers(jobs: int) -> Iterator[_Workers]:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # read by the workers when they start
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["llm.train", "llm.tiny.__main__"])  # imported once, for all workers
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
     try:
         yield _Workers(pool)
     finally:

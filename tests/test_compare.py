@@ -1,0 +1,215 @@
+"""Comparisons at equal budget: the arithmetic by hand, and ``python -m llm.compare`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from training import SMALL
+
+from benchmarks.step_cost import StepCostConfig
+from benchmarks.step_cost import main as step_cost
+from llm.compare import CompareConfig, _logged, _run_cell, main, plan
+from llm.config import ConfigError, config_from_args
+from llm.curves import Run, budgets, contrast, curve_of, mean_over, reach, summarise
+from llm.train import TrainConfig
+from llm.train import main as train
+
+
+def _row(accuracy: float, tokens: float, **changes: Any) -> dict[str, Any]:
+    zero = dict.fromkeys(("localisation_tokens", "localiser_tokens", "localiser_rollouts"), 0.0)
+    return {"accuracy": accuracy, "rollouts": 8.0, "tokens": tokens, **zero, **changes}
+
+
+def _run(variant: str, accuracies: list[float], tokens: float, checkpoint: str = "base", seed: int = 0) -> Run:
+    return Run("dial", variant, checkpoint, seed, curve_of([_row(a, tokens) for a in accuracies]))
+
+
+def test_the_mean_over_a_budget_is_the_exact_integral_of_the_linear_interpolant():
+    x, y = np.array([0.0, 1.0, 3.0]), np.array([0.0, 1.0, 0.0])
+    assert mean_over(x, y, 0.0, 3.0) == pytest.approx(0.5)
+    assert mean_over(x, y, 0.5, 1.0) == pytest.approx(0.75)
+    assert mean_over(x, y, 1.0, 2.0) == pytest.approx(0.75)
+    with pytest.raises(ValueError, match=r"covers \[0, 3\], not \[0, 4\]"):
+        mean_over(x, y, 0.0, 4.0)
+
+
+def test_everything_generated_is_on_the_token_axis_and_everything_sampled_on_the_rollout_axis():
+    extra = {"localisation_tokens": 5.0, "localiser_tokens": 7.0, "localiser_rollouts": 2.0}
+    curve = curve_of([_row(0.1, 100.0, **extra), _row(0.2, 100.0, **extra), _row(0.3, 100.0, **extra)])
+    assert curve.spent["tokens"].tolist() == [0.0, 112.0, 224.0]
+    assert curve.spent["rollouts"].tolist() == [0.0, 10.0, 20.0]
+    assert curve.spent["steps"].tolist() == [0.0, 1.0, 2.0]
+    assert curve.means["tokens_per_step"] == 112.0
+
+
+def test_a_method_that_learns_as_fast_by_steps_but_costs_twice_the_tokens_loses_at_equal_tokens():
+    accuracies = [0.0, 0.25, 0.5, 0.75, 1.0]
+    runs = [_run("cheap", accuracies, 100.0), _run("dear", accuracies, 200.0)]
+    assert budgets(runs) == {"steps": 4.0, "rollouts": 32.0, "tokens": 400.0}
+    found = contrast(summarise(runs, target=0.5)["cells"], "cheap", "dear")
+    assert found["steps"]["area"]["value"] == 0.0
+    assert found["tokens"]["area"]["value"] == pytest.approx(0.5 - 0.25)
+    late = found["tokens"]["late"]["value"]  # over the last 15% of 400 tokens: 1 - 0.15 / 2 against half of it
+    assert late == pytest.approx(0.925 - 0.4625)
+
+
+def test_the_way_to_a_target_is_read_from_a_centred_moving_average():
+    x = np.arange(7) * 10.0
+    assert reach(x, np.linspace(0, 0.6, 7), 0.25) == pytest.approx(25.0)  # a line is its own moving average
+    spike = np.array([0.0, 0.0, 0.0, 0.9, 0.0, 0.0, 0.0])
+    assert reach(x, spike, 0.5) is None
+    assert reach(x, np.full(7, 0.6), 0.5) == 0.0
+
+
+def test_a_contrast_uses_the_units_that_both_have_run_and_counts_wins():
+    runs = [_run("a", [0.0, v], 10.0, c, s) for c, s, v in (("p", 0, 0.6), ("p", 1, 0.2), ("q", 0, 0.8), ("q", 1, 1.0))]
+    runs += [_run("b", [0.0, v], 10.0, c, s) for c, s, v in (("p", 0, 0.4), ("p", 1, 0.4), ("q", 0, 0.4))]
+    found = contrast(summarise(runs, target=0.5)["cells"], "a", "b")
+    assert found["units"] == [["p", 0], ["p", 1], ["q", 0]]
+    area = found["tokens"]["area"]  # half of the differences 0.2, -0.2, 0.4
+    assert area["value"] == pytest.approx(0.4 / 3 / 2)
+    assert (area["wins"], area["losses"], area["n"]) == (2, 1, 3)
+    assert area["checkpoints"] == pytest.approx({"p": 0.0, "q": 0.2})
+    assert area["low"] < area["value"] < area["high"]
+    assert contrast(summarise(runs, target=0.5)["cells"], "a", "nowhere") is None
+
+
+STUDY: dict[str, Any] = {
+    "common": {"steps": 3, "prompts": 2, "train_problems": 16},
+    "checkpoints": {"base": SMALL["model"]},
+    "dials": {"four": "chains:steps=4,hard=2", "three": "chains:steps=3,hard=1"},
+    "variants": {"grpo": {"method": "grpo"}, "oracle": {"method": "oracle-srpo", "seed_policy": "intact"}},
+    "studies": {
+        "main": {"dials": ["four"], "variants": ["grpo", "oracle"], "seeds": {"base": [0, 1]}},
+        "map": {"dials": ["three", "four"], "variants": ["grpo", "oracle"], "seeds": {"base": [0]}},
+    },
+    "tune": {"dial": "four", "learning_rates": [0.0003, 0.001], "seeds": {"base": [100]}},
+    "contrasts": {"Do resets pay <here>?": [["oracle", "grpo"]]},
+}
+
+
+def _config(folder: Path, *words: str, **changes: Any) -> CompareConfig:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, **changes}))
+    given = ["--config", str(file), "--output", str(folder / "out"), "--jobs", "1", *words]
+    return config_from_args(CompareConfig, given, "llm.compare")
+
+
+def test_studies_share_their_cells_and_commands_make_the_configs(tmp_path: Path):
+    cells = plan(_config(tmp_path), {"grpo": 0.001, "oracle": 0.0003})
+    assert len(cells) == 2 * 2 + 2  # seed 0 of the dial "four" is in both studies
+    assert len({cell.folder.path for cell in cells}) == len(cells)
+    for cell in cells:
+        expected = STUDY["common"] | STUDY["variants"][cell.variant]
+        expected |= {"seed": cell.seed, "task": STUDY["dials"][cell.dial], "threads": 1}
+        expected |= {"learning_rate": {"grpo": 0.001, "oracle": 0.0003}[cell.variant]}
+        assert {name: getattr(cell.config, name) for name in expected} == expected
+
+
+def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
+    result = main(_config(tmp_path))
+    out = tmp_path / "out"
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result["dials"]["four"]["variants"]["oracle"]["units"] == 2
+    assert result["dials"]["three"]["contrasts"]["Do resets pay <here>?"][0]["units"] == [["base", 0]]
+
+    # the learning rate of each method is the better one on the tuning seed, and the cells use it
+    folder = out / "cells/four/oracle/base-s1"
+    best = float(max(result["tuning"]["oracle"], key=lambda rate: result["tuning"]["oracle"][rate]))
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["learning_rate"] == best
+
+    # a cell is the very run that llm.train makes, here in this process and with the cell's own command
+    cell = next(c for c in plan(_config(tmp_path), {"oracle": best}) if c.folder.path == folder)
+    again = config_from_args(TrainConfig, [*cell.words[:-1], str(tmp_path / "again")], "llm.train")
+    train(again)
+    assert (tmp_path / "again/metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+    # the report needs nothing but itself
+    page = (out / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 3  # the map, and one question on each of two dials
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "Do resets pay &lt;here&gt;?" in page
+    assert all(command.replace("'", "&#x27;") in page for command in result["commands"])
+
+    # resume: what is finished stays, what was interrupted ends as before, what was added is run
+    kept, broken = out / "cells/four/grpo/base-s0", out / "cells/four/grpo/base-s1"
+    before, stamp = (broken / "metrics.jsonl").read_bytes(), (kept / "result.json").stat().st_mtime_ns
+    (broken / "result.json").unlink()
+    with pytest.raises(ConfigError, match="--resume"):
+        main(_config(tmp_path))
+    studies = STUDY["studies"] | {"more": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": [2]}}}
+    more = main(_config(tmp_path, "--resume", studies=studies))
+    assert (kept / "result.json").stat().st_mtime_ns == stamp
+    assert (broken / "metrics.jsonl").read_bytes() == before
+    assert more["dials"]["four"]["variants"]["grpo"]["units"] == 3
+    assert more["dials"]["four"]["contrasts"] == result["dials"]["four"]["contrasts"]
+    with pytest.raises(ConfigError, match="was run with prompts=2"):
+        main(_config(tmp_path, "--resume", common=STUDY["common"] | {"prompts": 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variants": {}}, "variants is empty"),
+        ({"variants": STUDY["variants"] | {"a b": {}}}, "letters, digits"),
+        ({"common": {"seed": 3}}, "seed is set for each cell"),
+        ({"common": {"stepz": 3}}, "--stepz"),
+        ({"variants": {"grpo": {"method": "grpoo"}, "oracle": {}}}, "unknown method 'grpoo'"),
+        ({"studies": {"main": {"dials": ["four"]}}}, "study main must hold dials, variants, seeds"),
+        (
+            {"studies": {"main": {"dials": ["five"], "variants": ["grpo"], "seeds": {"base": [0]}}}},
+            "'five', which is not among the dials: four, three",
+        ),
+        ({"tune": STUDY["tune"] | {"seeds": {"base": [1]}}}, "seed 1 is used for tuning and for evaluation"),
+        ({"contrasts": {"q": [["oracle", "rrpo"]]}}, "must be two variants of the studies"),
+        ({"checkpoints": {"base": "no/such/folder"}}, "no model folder no/such/folder"),
+        ({"dials": "four"}, "dials must be a mapping"),
+    ],
+    ids=str,
+)
+def test_a_mistake_gets_one_line_before_anything_is_made(changes, words, tmp_path: Path):
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        main(_config(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_that_a_run_meets_is_one_line_and_the_rest_is_in_its_log(tmp_path: Path):
+    config = _config(tmp_path, variants={"grpo": {"method": "grpo"}, "oracle": {"method": "rrpo", "split": "4/1"}})
+    cell = next(cell for cell in plan(config, {}) if cell.variant == "oracle")
+    log = tmp_path / "cell.log"
+    failure = _logged(_run_cell, (cell,), log)
+    assert failure is not None and "at least 2" in failure and "\n" not in failure
+    assert "ConfigError" in log.read_text()
+
+
+@pytest.mark.parametrize("name", ["quick", "full", "ablations"])
+def test_the_presets_are_valid_and_every_claim_has_its_units(name):
+    file = Path(__file__).parent.parent / "configs" / f"compare-{name}.yaml"
+    config = config_from_args(CompareConfig, ["--config", str(file), "--output", "nowhere"], "llm.compare")
+    cells = plan(config, {})
+    assert cells and all(cell.config.prompts * cell.config.steps <= cell.config.train_problems for cell in cells)
+    units = {v: {(c.checkpoint, c.seed) for c in cells if c.variant == v} for v in config.variants}
+    least = (2, 1) if name == "quick" else (10, 3)
+    for a, b in (pair for pairs in config.contrasts.values() for pair in pairs):
+        both = units[a] & units[b]
+        assert len(both) >= least[0] and len({checkpoint for checkpoint, _ in both}) >= least[1], (a, b)
+
+
+def test_step_cost_counts_discarded_seeds_and_answers(tmp_path: Path):
+    small = {name: SMALL[name] for name in ("model", "task", "train_problems")}
+    rows = step_cost(StepCostConfig(**small, prompts=4, repeats=2, results=str(tmp_path / "cost.json")))
+    assert json.loads((tmp_path / "cost.json").read_text())["rows"] == rows
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["grpo"]["tokens"]["ratio"] == by_name["grpo"]["wall"]["ratio"] == 1.0
+    assert all(row["median"]["rollouts"] - row["median"]["discarded"] == 4 * 8 for row in rows)
+    assert by_name["srpo"]["median"]["discarded"] > 0
+    assert by_name["srpo intact"]["median"]["discarded"] == by_name["srpo furthest"]["median"]["discarded"] == 0
+    assert by_name["srpo intact"]["median"]["localise"] > 0 == by_name["grpo"]["median"]["localise"]
