@@ -74,7 +74,7 @@ class TrainConfig(MethodConfig):
     temperature: float = option(0.7, "Sampling temperature of rollouts.")
     top_p: float = option(0.95, "Nucleus of rollouts and of localisation.")
     max_prompt_tokens: int = option(2048, "Prompt tokens; a longer prompt is refused before anything starts.")
-    max_tokens: int = option(128, "Response tokens. The paper: 4096.")
+    max_tokens: int = option(96, "Response tokens. The paper: 4096.")
     max_thoughts: int = option(20, "Thoughts of a response.")
     max_thought_tokens: int = option(64, "Tokens of a thought. The paper: 256.")
     localize_temperature: float = option(0.3, "Sampling temperature of localisation answers.")
@@ -84,7 +84,7 @@ class TrainConfig(MethodConfig):
     lora_alpha: int = option(64, "Scale of the adapter.")
     dtype: str = option("float32", "Of the weights; bfloat16 for GPUs.", ("float32", "bfloat16"))
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")
-    threads: int = option(0, "Torch threads; 0 for one per core, or one where other work loads the machine.")
+    threads: int = option(0, "Torch threads; 0 for one per core, but a single one where the machine is busy.")
     save_every: int = option(10, "Steps between checkpoints.")
     sample_every: int = option(5, "Steps between samples of rollouts in rollouts.jsonl.")
     report_to: str = option("none", "Loggers of transformers: none, tensorboard, wandb.")
@@ -130,6 +130,12 @@ def _check(config: TrainConfig) -> None:
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _free_threads() -> int:
+    """One thread per core of an idle machine. Threads that wait for each other on a busy one cost a factor of ten."""
+    cores = os.cpu_count() or 1
+    return max(1, cores // _processes()) if os.getloadavg()[0] < cores / 2 else 1
 
 
 def _is_main() -> bool:
@@ -276,8 +282,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or _free_threads())
     world, method, problems, held_out = _build(config)
     stem = f"{config.method}-{config.task.partition(':')[0]}-s{config.seed}"
     folder = Path(config.output) if config.output else default_folder(stem)

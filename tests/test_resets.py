@@ -14,6 +14,9 @@ from cpi.episodes import Episode
 from cpi.resets import Noisy, Oracle, Start, UniformWithinEpisode, Visitation, draw_cuts
 
 
+KEY = DrawKey(0)
+
+
 @dataclass(frozen=True)
 class Chain:
     """An episode of n decisions whose improvable ones are marked."""
@@ -21,7 +24,7 @@ class Chain:
     marks: tuple[bool, ...]
     start: int = 0
     outcome: float = 0.0
-    key: DrawKey = DrawKey(0)
+    key: DrawKey = KEY
 
     @property
     def num_decisions(self):
