@@ -13,7 +13,6 @@ from cpi.draws import DrawKey
 from cpi.episodes import Episode
 from cpi.resets import Noisy, Oracle, Start, UniformWithinEpisode, Visitation, draw_cuts
 
-
 KEY = DrawKey(0)
 
 
