@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["localization_figure", "signal_figure", "training_figure"]
 
@@ -122,13 +123,19 @@ def _dots(axes: Any, localisers: dict[str, Any]) -> None:
 def signal_figure(result: dict[str, Any], path: Path) -> None:
     """The gradient signal of a run (`llm.signal`): its ratio over the steps, by thought, and its three factors."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    points = [(row["step"] + 1, row["signal_ratio"]) for row in result["steps"] if row["signal_ratio"] is not None]
     left.axhspan(0.97, 1.76, color="C3", alpha=0.12, lw=0, label="the paper's range")
     left.axhline(1.21, color="C3", lw=1, ls="--", label="the paper's typical ratio")
     left.axhline(1.0, color="0.6", lw=1)
-    if points:
-        left.plot(*zip(*points, strict=True), "o-", color="C0", ms=3, lw=1, label="this run")
-    left.set(xlabel="step", ylabel="suffix / base", ylim=(0, None), title="ratio of mean signals")
+    for name, label, color in (
+        ("signal_ratio", "all tokens", "C0"),
+        ("signal_ratio_live", "groups with signal", "C2"),
+    ):
+        points = [(row["step"] + 1, row[name]) for row in result["steps"] if row[name]]  # no logarithm of 0
+        if points:
+            left.plot(*zip(*points, strict=True), "o-", color=color, ms=3, lw=1, label=label)
+    left.set_yscale("log")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set(xlabel="step", ylabel="suffix / base", title="ratio of mean signals")
     left.legend(frameon=False, fontsize=8)
     for kind, color in (("base", "C0"), ("suffix", "C1"), ("prefix", "0.5")):
         of = result["fresh"]["by_thought"][kind]

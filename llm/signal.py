@@ -107,26 +107,32 @@ def _of(kind: Kind, trace: ThoughtTrace, first: int, advantage: float, logprobs:
 
 
 def step_sums(groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """Sums of g, and numbers of tokens, by kind: they add up over processes."""
-    sums = {f"signal_{what}_{kind}": 0.0 for kind in KINDS for what in ("sum", "tokens")}
+    """By kind: the sum of g, the number of tokens, and of those with a non-zero advantage; additive over processes."""
+    sums = {f"signal_{what}_{kind}": 0.0 for kind in KINDS for what in ("sum", "tokens", "live")}
     for signal in roll_signal(groups, advantages):
         sums[f"signal_sum_{signal.kind}"] += float(signal.g_T.sum())
         sums[f"signal_tokens_{signal.kind}"] += signal.miss_T.size
+        sums[f"signal_live_{signal.kind}"] += signal.miss_T.size * (signal.advantage != 0)
     return sums
 
 
 def step_ratios(sums: Mapping[str, float]) -> dict[str, float | None]:
-    """Mean g by kind, and the ratio suffix / base; None where a step has no such token, or no base signal at all."""
-    means = {
-        kind: sums[f"signal_sum_{kind}"] / sums[f"signal_tokens_{kind}"] if sums[f"signal_tokens_{kind}"] else None
-        for kind in KINDS
+    """Mean g by kind, and two ratios suffix / base; None where there is nothing to divide by.
+
+    signal_ratio: means over all tokens. signal_ratio_live: over those of groups whose rewards differ, so that groups
+    without any signal, of which there are the more base ones the better the policy is, do not dilute the mean.
+    """
+    over_all = {kind: _divide(sums[f"signal_sum_{kind}"], sums[f"signal_tokens_{kind}"]) for kind in KINDS}
+    over_live = {kind: _divide(sums[f"signal_sum_{kind}"], sums[f"signal_live_{kind}"]) for kind in KINDS}
+    return {
+        **{f"signal_{kind}": mean for kind, mean in over_all.items()},
+        "signal_ratio": _divide(over_all["suffix"], over_all["base"]),
+        "signal_ratio_live": _divide(over_live["suffix"], over_live["base"]),
     }
-    return {**{f"signal_{kind}": mean for kind, mean in means.items()}, "signal_ratio": _ratio(means)}
 
 
-def _ratio(means: Mapping[Kind, float | None]) -> float | None:
-    base, suffix = means["base"], means["suffix"]
-    return suffix / base if base and suffix is not None else None
+def _divide(over: float | None, under: float | None) -> float | None:
+    return over / under if under and over is not None else None
 
 
 def summary(signals: Sequence[TokenSignal]) -> dict[str, Any]:
@@ -194,8 +200,8 @@ def main(config: SignalConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     signals = _fresh_signal(config, run)
-    rows = [row for row in run.rows("metrics.jsonl") if "signal_ratio" in row]
-    names = ("step", "signal_base", "signal_suffix", "signal_prefix", "signal_ratio")
+    rows = [row for row in run.rows("metrics.jsonl") if "signal_ratio_live" in row]
+    names = ("step", "signal_base", "signal_suffix", "signal_prefix", "signal_ratio", "signal_ratio_live")
     result = {
         "run": str(run.path),
         "problems": config.problems,
@@ -242,13 +248,15 @@ def _fresh_signal(config: SignalConfig, run: Any) -> list[TokenSignal]:
 
 def _print(result: dict[str, Any], output: Any) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
-    ratios = [row["signal_ratio"] for row in result["steps"] if row["signal_ratio"] is not None]
-    if ratios:
-        console.print(
-            f"suffix / base over {len(ratios)} steps: median {np.median(ratios):.2f}, from {min(ratios):.2f} to "
-            f"{max(ratios):.2f}, above 1 in {sum(r > 1 for r in ratios)} (paper: typical 1.21, 0.97 to 1.76, 10 of 11)",
-            highlight=False,
-        )
+    for name, of in (("signal_ratio", "all tokens"), ("signal_ratio_live", "tokens of groups with signal")):
+        ratios = [row[name] for row in result["steps"] if row[name] is not None]
+        if ratios:
+            console.print(
+                f"suffix / base, {of}: median {np.median(ratios):.2f} over {len(ratios)} steps, from {min(ratios):.2f} "
+                f"to {max(ratios):.2f}, above 1 in {sum(r > 1 for r in ratios)}",
+                highlight=False,
+            )
+    console.print("the paper: typically 1.21 over 11 steps, from 0.97 to 1.76, above 1 in 10", highlight=False)
     table = Table(title=f"means over tokens, {result['problems']} held-out prompts, trained model")
     for column in ("tokens of", "number", "g", "|A|", "1/T", "1 - pi"):
         table.add_column(column)

@@ -142,10 +142,20 @@ def test_means_and_ratio_by_hand():
     assert ratios["signal_suffix"] == pytest.approx(suffix)
     assert ratios["signal_prefix"] == pytest.approx(0.5 / 4 * (0.4 + 0.3) / 2)  # the seed's own probabilities
     assert ratios["signal_ratio"] == pytest.approx(suffix / base)
+    assert ratios["signal_ratio_live"] == pytest.approx(suffix / base)
     means = summary(roll_signal(groups, advantages))["means"]
     assert means["base"]["advantage"] == pytest.approx((4 * 1 + 2 * 2) / 6)
     assert means["base"]["inverse_length"] == pytest.approx((4 / 4 + 2 / 2) / 6)
     assert means["base"]["miss"] == pytest.approx((1.6 + 0.5) / 6)
+
+
+def test_groups_without_signal_dilute_one_ratio_and_not_the_other():
+    groups, advantages = _by_hand()
+    idle = [Group(1, "base", groups[0].episodes)] * 2
+    before = step_ratios(signal_sums(groups, advantages))
+    after = step_ratios(signal_sums([*groups, *idle], [*advantages, np.zeros(2), np.zeros(2)]))
+    assert after["signal_ratio"] == pytest.approx(3 * before["signal_ratio"])
+    assert after["signal_ratio_live"] == pytest.approx(before["signal_ratio_live"])
 
 
 def test_each_token_belongs_to_one_thought():
