@@ -139,5 +139,6 @@ _COUNTS = (
     "oracle_queries",
     "no_failure",
     "no_cut",
+    "cuts",
     "batches",
 )

@@ -14,13 +14,20 @@ from matplotlib.ticker import MaxNLocator
 
 __all__ = ["localization_figure", "signal_figure", "training_figure"]
 
+_FEWEST_RESETS = 8
+
 
 def training_figure(rows: Sequence[dict[str, Any]], result: dict[str, Any], path: Path) -> None:
-    """Learning curve (accuracy of fresh rollouts, success of suffixes) and localiser quality over the steps."""
+    """Learning curve (accuracy of fresh rollouts, success of suffixes) and localiser quality over the steps.
+
+    What is measured on resets is drawn for steps with at least `_FEWEST_RESETS` of them: late in training few prompts
+    have a failure left, and shares of two or three are noise.
+    """
     step = [row["step"] + 1 for row in rows]
+    many = [row if row["cuts"] >= _FEWEST_RESETS else {} for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     _curve(left, step, [row["accuracy"] for row in rows], "rollouts from the prompt", "C0")
-    _curve(left, step, [row["reset_reward"] for row in rows], "suffixes from the reset", "C1")
+    _curve(left, step, [row.get("reset_reward") for row in many], "suffixes from the reset", "C1")
     for name, x, measured in (("before", 0, result["before"]), ("after", step[-1] + 1, result["after"])):
         if measured:
             value = measured["sampled"]
@@ -37,9 +44,15 @@ def training_figure(rows: Sequence[dict[str, Any]], result: dict[str, Any], path
             )
     left.set(xlabel="step", ylabel="share correct", ylim=(-0.03, 1.03), title=f"{result['method']} on {result['task']}")
     left.legend(frameon=False, fontsize=8)
-    _curve(right, step, [row["localiser_exact"] for row in rows], "exact", "C2")
-    _curve(right, step, [row["localiser_clean"] for row in rows], "clean (not late)", "C4")
-    right.set(xlabel="step", ylabel="share of resets", ylim=(-0.03, 1.03), title="reset against the true first error")
+    _curve(right, step, [row.get("localiser_exact") for row in many], "exact", "C2")
+    _curve(right, step, [row.get("localiser_clean") for row in many], "clean (not late)", "C4")
+    right.set(
+        xlabel="step",
+        ylabel="share of resets",
+        ylim=(-0.03, 1.03),
+        title=f"reset against true first error (steps with >= {_FEWEST_RESETS})",
+    )
+    right.set_xlim(left.get_xlim())
     if right.has_data():
         right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
