@@ -32,7 +32,18 @@ from llm.rewards.base import Score
 from llm.tasks.base import Problem, Split, TaskError
 from llm.thoughts import last_boxed, split_text
 
-__all__ = ["FUNCTIONS", "MAX_STEPS", "RELIABILITIES", "VALUES", "Chains", "ChainsWords", "split_of"]
+__all__ = [
+    "EASY",
+    "EVAL_SHARE",
+    "FUNCTIONS",
+    "FUNCTIONS_PER_FAMILY",
+    "MAX_STEPS",
+    "RELIABILITIES",
+    "VALUES",
+    "Chains",
+    "ChainsWords",
+    "split_of",
+]
 
 VALUES = 11
 MAX_STEPS = 12

@@ -13,10 +13,10 @@ and ends where they differ:
 
     First wrong step: 1:4 4 2:9 9 3:5 0 \boxed{3}
 
-(The bare number alone, or a verdict such as "ok" for each step, was not learned: whether a value is right depends on
-function, argument and value together, and no two of them say anything.) The checker has blind spots, `blind` facts of
-each hard function where it holds the misconception itself, so the localiser errs in both directions. Its loss is held
-back until `language_share` of the training is over: with it from the first update on, the chains are not learned.
+(The bare number alone, or a verdict such as "ok" for each step, was not learned in 2500 and 1500 updates: whether a
+value is right depends on function, argument and value together, and no two of them say anything.) The checker has blind
+spots, `blind` facts of each hard function where it holds the misconception itself, so the localiser errs in both
+directions. Its loss is held back until `language_share` of the training is over, so that the chains are learned first.
 
 Questions of the evaluation split are never used (a chain is in one split, by its hash, see `llm.tasks.chains`).
 """
@@ -80,19 +80,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Writes chains and checks them. The misconception of f at x is f(x + `shift`); see `blind` above."""
+    """Writes chains and checks them. blind: how many values of each hard function the checker has wrong. shift: s."""
 
     blind: int = 1
     shift: int = 3
 
+    def misconception(self, name: str, x: int) -> int:
+        """What is wrongly held to be the value of a hard function at x; easy functions are not misremembered."""
+        return FUNCTIONS[name][x if name[0] == EASY else (x + self.shift) % VALUES]
+
     def step(self, name: str, x: int, reliability: float, u: float) -> int:
         """The teacher's value of `name` at x, from a uniform `u`."""
-        known = name[0] == EASY or u < reliability
-        return FUNCTIONS[name][x if known else (x + self.shift) % VALUES]
+        return FUNCTIONS[name][x] if u < reliability else self.misconception(name, x)
 
     def believed(self, name: str, x: int) -> int:
-        """What the checker holds `name` to be at x; wrong on its blind spots, the first `blind` values of hard ones."""
-        return FUNCTIONS[name][x if name[0] == EASY or x >= self.blind else (x + self.shift) % VALUES]
+        """The checker's value of `name` at x: the misconception on its blind spots, which are x < `blind`."""
+        return FUNCTIONS[name][x] if x >= self.blind else self.misconception(name, x)
 
     def attempt(self, problem: Problem, reliability: float, rng: np.random.Generator) -> list[str]:
         """A response to a chain, right or not, as thoughts."""
@@ -125,6 +128,7 @@ class Teacher:
         return " ".join(steps) + f" \\boxed{{{len(steps)}}}"
 
     def example(self, steps: int, rng: np.random.Generator) -> Example:
+        """One training sequence of a chain with `steps` steps."""
         problem, reliability = self.question(steps, rng)
         thoughts = self.attempt(problem, reliability, rng)
         return Example(
