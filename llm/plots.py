@@ -1,4 +1,4 @@
-"""Figures of runs."""
+"""Figures of runs, drawn without pyplot: no window, no backend that a notebook would have to share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 __all__ = ["localization_figure", "signal_figure", "training_figure"]
 
@@ -25,7 +22,8 @@ def training_figure(rows: Sequence[dict[str, Any]], result: dict[str, Any], path
     """
     step = [row["step"] + 1 for row in rows]
     many = [row if row["cuts"] >= _FEWEST_RESETS else {} for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    (left, right) = figure.subplots(1, 2)
     _curve(left, step, [row["accuracy"] for row in rows], "rollouts from the prompt", "C0")
     _curve(left, step, [row.get("reset_reward") for row in many], "suffixes from the reset", "C1")
     for name, x, measured in (("before", 0, result["before"]), ("after", step[-1] + 1, result["after"])):
@@ -56,9 +54,9 @@ def training_figure(rows: Sequence[dict[str, Any]], result: dict[str, Any], path
     if right.has_data():
         right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _curve(axes: Any, x: Sequence[float], y: Sequence[float | None], label: str, color: str) -> None:
@@ -77,7 +75,8 @@ def localization_figure(result: dict[str, Any], path: Path) -> None:
     """
     name, own = next(iter(result["localisers"].items()))
     bins = result["bins"]
-    figure, panels = plt.subplots(2, 2, figsize=(10, 6.6), layout="constrained")
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    panels = figure.subplots(2, 2)
     (a, b), (c, d) = panels
     _bars(a, bins, own["share"], "C0")
     _bars(b, bins, own["correction_by_bin"], "C1")
@@ -88,14 +87,13 @@ def localization_figure(result: dict[str, Any], path: Path) -> None:
     a.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share of failures", title="(a) where it cuts")
     b.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share correct", title="(b) continuations from the cut")
     c.set(ylabel=f"Pass@{k}", title="(c) clean (not late) and erroneous prefixes")
-    a.legend(frameon=False, fontsize=8, loc="upper left")
+    c.legend(frameon=False, fontsize=8, loc="upper right")
     _dots(d, result["localisers"])
     d.set(xlabel="share of continuations correct", title="(d) localisers compared")
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{result['model']} on {result['task']}: {result['failures']} failures", fontsize=10)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _errors(cell: dict[str, Any]) -> list[list[float]]:
@@ -135,7 +133,8 @@ def _dots(axes: Any, localisers: dict[str, Any]) -> None:
 
 def signal_figure(result: dict[str, Any], path: Path) -> None:
     """The gradient signal of a run (`llm.signal`): its ratio over the steps, by thought, and its three factors."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    (left, middle, right) = figure.subplots(1, 3)
     left.axhspan(0.97, 1.76, color="C3", alpha=0.12, lw=0, label="the paper's range")
     left.axhline(1.21, color="C3", lw=1, ls="--", label="the paper's typical ratio")
     left.axhline(1.0, color="0.6", lw=1)
@@ -147,6 +146,9 @@ def signal_figure(result: dict[str, Any], path: Path) -> None:
         if points:
             left.plot(*zip(*points, strict=True), "o-", color=color, ms=3, lw=1, label=label)
     left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="step", ylabel="suffix / base", title="ratio of mean signals")
     left.legend(frameon=False, fontsize=8)
@@ -164,7 +166,6 @@ def signal_figure(result: dict[str, Any], path: Path) -> None:
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 _KIND_LABELS = {"base": "base groups", "suffix": "suffixes", "prefix": "shared prefix, if it were not masked"}

@@ -32,6 +32,7 @@ __all__ = ["ShowConfig", "main", "rollout_rows", "step_tree"]
 
 WRONG, RESET = "✗ ", "⟲ reset "
 _PLAIN_WIDTH = 120
+_BETWEEN = Text.assemble((" | ", "dim"))
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _thoughts(thoughts: Sequence[str], kept: int, first_error: int | None) -> li
 def _add(branch: Tree, head: Text, thoughts: Sequence[Text], width: int) -> Tree:
     """Short thoughts side by side, wrapped; thoughts of more than a quarter of the `width` on a line each."""
     if all(thought.cell_len <= width // 4 for thought in thoughts):
-        return branch.add(Text.assemble(head, Text(" | ", style="dim").join(thoughts)))
+        return branch.add(Text.assemble(head, _BETWEEN.join(thoughts)))
     node = branch.add(head)
     for thought in thoughts:
         node.add(thought)

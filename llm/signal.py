@@ -103,7 +103,8 @@ def roll_signal(groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDAr
 
 def _of(kind: Kind, trace: ThoughtTrace, first: int, advantage: float, logprobs: Sequence[float]) -> TokenSignal:
     length = len(trace.ids) if kind == "prefix" else trace.generated
-    return TokenSignal(kind, trace, first, advantage, length, -np.expm1(np.asarray(logprobs, dtype=np.float64)))
+    miss_T = np.maximum(-np.expm1(np.asarray(logprobs, dtype=np.float64)), 0.0)  # a logprob may round to above 0
+    return TokenSignal(kind, trace, first, advantage, length, miss_T)
 
 
 def step_sums(groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]) -> dict[str, float]:
