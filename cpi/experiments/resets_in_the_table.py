@@ -24,7 +24,7 @@ from scipy.special import softmax
 from cpi.exact import expected_return
 from cpi.experiments.figures import Style, mean_interval, new_figure
 from cpi.experiments.runner import Cell, Experiment, Json, Table
-from cpi.groups import IntactBase, Plan, Split
+from cpi.groups import FirstFailure, IntactBase, Plan, SeedPolicy, Split
 from cpi.policy_gradient import PolicyGradient, step
 from cpi.resets import Noisy, Start, UniformWithinEpisode
 from toy_mdps import ThoughtTree, thought_tree
@@ -36,16 +36,20 @@ EARLY, LATE = {-1: 0.5, -2: 0.5}, {1: 0.5, 2: 0.5}
 ONE_BY_4, TWO_BY_4, ONE_BY_8 = Split((4,), (4,)), Split((), (4, 4)), Split((), (8,))
 
 
-def _noisy(exact: float, shifts: dict[int, float]) -> Callable[[ThoughtTree], Plan]:
-    return lambda tree: Plan(ONE_BY_4, Noisy(tree.localiser(), exact, shifts))
+def _noisy(shifts: dict[int, float], seeds: SeedPolicy | None = None) -> Callable[[ThoughtTree], Plan]:
+    """1x4 with a localiser that is exact half of the time, and otherwise off by `shifts`."""
+    return lambda tree: Plan(ONE_BY_4, Noisy(tree.localiser(), 0.5, shifts), seeds or FirstFailure())
 
 
 METHODS: dict[str, Callable[[ThoughtTree], Plan]] = {
     "grpo 8": lambda tree: Plan(Split((8,), ()), Start()),
     "grpo 4+4": lambda tree: Plan(Split((4, 4), ()), Start()),
     "rrpo 1x4": lambda tree: Plan(ONE_BY_4, UniformWithinEpisode()),
-    "srpo 1x4, half late": _noisy(0.5, LATE),
-    "srpo 1x4, half early": _noisy(0.5, EARLY),
+    "rrpo 1x4, intact": lambda tree: Plan(ONE_BY_4, UniformWithinEpisode(), IntactBase()),
+    "srpo 1x4, half late": _noisy(LATE),
+    "srpo 1x4, half early": _noisy(EARLY),
+    "srpo 1x4, half early, intact": _noisy(EARLY, IntactBase()),
+    "srpo 1x4, half early, furthest": _noisy(EARLY, IntactBase(pick="furthest")),
     "oracle 1x4": lambda tree: Plan(ONE_BY_4, tree.localiser()),
     "oracle 1x4, intact": lambda tree: Plan(ONE_BY_4, tree.localiser(), IntactBase()),
     "oracle 1x4, furthest": lambda tree: Plan(ONE_BY_4, tree.localiser(), IntactBase(pick="furthest")),
@@ -60,6 +64,7 @@ STYLES = {
     "rrpo 1x4": Style("RRPO 1x4", "#d95f02"),
     "srpo 1x4, half early": Style("SRPO 1x4, half early", "#66a61e"),
     "oracle 1x4": Style("oracle 1x4", "#1b6ca8"),
+    "oracle 1x4, intact": Style("oracle 1x4, intact base", "#e6ab02"),
     "oracle 1x4, furthest": Style("oracle 1x4, furthest seed", "#e7298a"),
     "oracle 1x8": Style("oracle 1x8", "#7fb3d5"),
 }
@@ -183,7 +188,7 @@ def table(result: Json) -> Table:
 def draw(result: Json) -> Figure:
     config = result["config"]
     rates = config["learning_rates"]
-    figure, panels = new_figure(3, len(config["hard"]), width=4.6, height=3.8, squeeze=False)
+    figure, panels = new_figure(3, len(config["hard"]), width=4.6, height=4.0, squeeze=False)
     for (curves, over_rates, dots), hard in zip(panels, config["hard"], strict=True):
         x = np.linspace(0, config["budget"], config["points"])
         for method, style in STYLES.items():

@@ -190,6 +190,6 @@ def execute(
     if folder:
         _write(folder.path / "result.json", result)
         figure = experiment.draw(result)
-        dpi = min(130.0, 1500 / figure.get_figwidth())  # wide figures stay below some 200 kB
+        dpi = min(130.0, 1150 / figure.get_figwidth())  # wide figures stay below 200 kB
         figure.savefig(folder.path / f"{experiment.name}.png", dpi=dpi)
     return result
