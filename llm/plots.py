@@ -155,7 +155,8 @@ def signal_figure(result: dict[str, Any], path: Path) -> None:
     for kind, color in (("base", "C0"), ("suffix", "C1"), ("prefix", "0.5")):
         of = result["fresh"]["by_thought"][kind]
         _curve(middle, [int(k) + 1 for k in of], [cell["g"] for cell in of.values()], _KIND_LABELS[kind], color)
-    middle.set(xlabel="thought", ylabel="mean g", ylim=(0, None), title="by thought, trained model")
+    top = max(cell["g"] for of in result["fresh"]["by_thought"].values() for cell in of.values())
+    middle.set(xlabel="thought", ylabel="mean g", ylim=(0, 1.4 * top or 1), title="by thought, trained model")
     if middle.has_data():
         middle.legend(frameon=False, fontsize=8)
     ratio = result["fresh"]["ratio"]

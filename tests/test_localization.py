@@ -239,6 +239,19 @@ def test_a_mistake_gets_one_line_that_says_what_to_do(options, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_the_command_measures_the_embedded_model(tmp_path: Path):
+    """Two batches; the embedded model's answers can be read, and its cuts are better than random ones."""
+    argv = ["--problems", "24", "--batch", "12", "--localizers", "self random value", "--value-continuations", "2"]
+    argv += ["--task", "chains:steps=4,hard=3", "--threads", "1", "--output", str(tmp_path / "out")]
+    result = main(config_from_args(LocalizationConfig, argv, "llm.localization"))
+    assert {"result.json", "table.csv", "figure.png", "batches.jsonl"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    own, random = (result["localisers"][name] for name in ("self", "random"))
+    assert own["cuts"] > 10
+    assert own["kappa"] * own["rho"] > 2 * result["p"]  # 3.6 times as measured; random cuts have the ratio 1
+    assert random["kappa"] * random["rho"] == pytest.approx(result["p"])
+    assert result["localisers"]["value"]["spent"]["rollouts"] > 0
+
+
 def test_a_model_that_never_fails_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, _ = tree_simulator(_theta(np.full(3, 1 - 1e-12)), RIGHT)
     monkeypatch.setattr(llm.localization, "find_subject", lambda name: Subject(name, None, None))
