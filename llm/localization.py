@@ -279,7 +279,7 @@ def _localiser(
         ],
         "tokens": float(np.mean([t for row in cut for _, t in _own(name, row)])) if cut else None,
         "pass_at_k": {
-            "k": min(_PASS_K, len(_own(name, cut[0]))) if cut else None,
+            "k": _pass_k(rows),
             "clean": _pass_at_k(name, [r for r, d in zip(compared, deviation, strict=True) if d <= 0], rng),
             "erroneous": _pass_at_k(name, [r for r, d in zip(compared, deviation, strict=True) if d > 0], rng),
         },
@@ -289,6 +289,11 @@ def _localiser(
         accepted = sum(row["accepted"][name] for row in known)
         measured |= {"kappa": accepted_G / len(known), "rho": accepted_G / accepted if accepted else None}
     return measured
+
+
+def _pass_k(rows: Sequence[dict[str, Any]]) -> int:
+    """4, or the number of continuations where they are fewer."""
+    return min([_PASS_K, *(len(outcomes) for row in rows for outcomes in row["continuations"].values())])
 
 
 def _own(name: str, row: dict[str, Any]) -> list[list[Any]]:
@@ -313,8 +318,7 @@ def _pass_at_k(name: str, rows: Sequence[dict[str, Any]], rng: np.random.Generat
     if not rows:
         return None
     correct = [sum(s for s, _ in _own(name, row)) for row in rows]
-    n = len(_own(name, rows[0]))
-    values = pass_at_k(correct, n, min(_PASS_K, n))
+    values = pass_at_k(correct, len(_own(name, rows[0])), _pass_k(rows))
     solved = set(np.unique(values)) <= {0.0, 1.0}
     interval: Interval = wilson(int(values.sum()), len(values)) if solved else mean_score(values, rng)
     return asdict(interval)
@@ -396,7 +400,7 @@ def _print(result: dict[str, Any], run: RunFolder) -> None:
         f"oracle known for {result['oracle_known']}, p = {_number(result['p'])}"
     )
     table = Table(title=title)
-    k = next((m["pass_at_k"]["k"] for m in result["localisers"].values() if m["pass_at_k"]["k"]), _PASS_K)
+    k = result["localisers"][ORACLE]["pass_at_k"]["k"]
     columns = ("localiser", "cuts", "exact", "clean", "deviation", "corrects", f"Pass@{k} clean",
                f"Pass@{k} erroneous", "tokens", "kappa", "rho", "kappa rho / p")  # fmt: skip
     for column in columns:

@@ -82,12 +82,14 @@ def localization_figure(result: dict[str, Any], path: Path) -> None:
     _bars(b, bins, own["correction_by_bin"], "C1")
     k = own["pass_at_k"]["k"]
     _bars(c, ("clean", "erroneous"), [own["pass_at_k"][label] for label in ("clean", "erroneous")], "C2")
-    for axes, panel, labels in ((a, "share", bins), (b, "correction", bins), (c, "pass_at_4", ("clean", "erroneous"))):
-        _paper_marks(axes, result["paper"], panel, labels)
+    _paper_marks(a, result["paper"], "share", bins)
+    _paper_marks(b, result["paper"], "correction", bins)
+    if k == 4:  # the paper's number of continuations
+        _paper_marks(c, result["paper"], "pass_at_4", ("clean", "erroneous"))
     a.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share of failures", title="(a) where it cuts")
     b.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share correct", title="(b) continuations from the cut")
     c.set(ylabel=f"Pass@{k}", title="(c) clean (not late) and erroneous prefixes")
-    c.legend(frameon=False, fontsize=8, loc="upper right")
+    figure.legend(*a.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     _dots(d, result["localisers"])
     d.set(xlabel="share of continuations correct", title="(d) localisers compared")
     for axes in panels.flat:
