@@ -339,7 +339,7 @@ METHODS: dict[str, Callable[[MethodConfig, Localizers], TrainingMethod]] = {
 class MethodConfig:
     """What makes one method another; the options of every command that trains."""
 
-    method: str = option("srpo", "Method.", tuple(METHODS))
+    method: str = option("srpo", "How rollouts, resets and advantages are made.", tuple(METHODS))
     split: str = option(
         "1x4",
         f"Layout of a prompt's slots: {', '.join(SPLITS)}, or sizes of base/reset groups such as 4/2+2, /4+4 or 8. "

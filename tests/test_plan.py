@@ -15,7 +15,7 @@ from llm.plan import cache_bytes, count_parameters, load_architecture, make_plan
 from llm.setup import TINY
 from llm.train import TrainConfig, main
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*-srpo.yaml"))
 
 
 def test_parameters_and_adapter_are_counted_exactly():
