@@ -12,6 +12,8 @@ import numpy as np
 from safetensors.numpy import load_file
 from training import SMALL
 
+from llm.train import TrainConfig
+
 ROOT = Path(__file__).parent.parent
 SHARES = ("loss", "grad_norm")
 
@@ -44,8 +46,9 @@ def test_accelerate_launch_with_two_processes_equals_one(tmp_path: Path):
     start = load_file(Path(str(SMALL["model"])) / "model.safetensors")
     moved = max(float(np.abs(weights[0][name] - start[name]).max()) for name in start)
     apart = max(float(np.abs(weights[0][name] - weights[1][name]).max()) for name in start)
-    assert moved > 1e-3
+    rate = TrainConfig().learning_rate
+    assert moved > rate
     # the two sums of gradients differ in their order only; Adam's first steps turn a tiny gradient into a full step,
     # so single weights with a gradient near zero may differ, by less than one step of the learning rate
-    assert apart < 1e-3
+    assert apart < rate
     assert np.mean([np.abs(weights[0][n] - weights[1][n]).mean() for n in start]) < 1e-5
