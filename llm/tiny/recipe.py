@@ -16,7 +16,8 @@ and ends where they differ:
 (The bare number alone, or a verdict such as "ok" for each step, was not learned in 2500 and 1500 updates: whether a
 value is right depends on function, argument and value together, and no two of them say anything.) The checker has blind
 spots, `blind` facts of each hard function where it holds the misconception itself, so the localiser errs in both
-directions. Its loss is held back until `language_share` of the training is over, so that the chains are learned first.
+directions. Its loss is held back until `language_share` of the training is over, so that the chains are learned first;
+a caution that this form of the check could do without (mixed in from the first update, both losses fall as fast).
 
 Questions of the evaluation split are never used (a chain is in one split, by its hash, see `llm.tasks.chains`).
 """
