@@ -63,7 +63,7 @@ class TrainConfig(MethodConfig):
     learning_rate: float = option(
         3e-4, "Of AdamW, constant; tuned for the embedded model. With LoRA the paper uses 5e-5."
     )
-    weight_decay: float = option(0.01, "Of AdamW.")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
     updates: int = option(
         1, "Optimiser updates a step, on equal parts of its rollouts; the paper: 4, on 8 prompts each."
     )
