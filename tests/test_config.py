@@ -76,7 +76,10 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]):
         assert field.metadata["help"].split()[0] in shown
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*-srpo.yaml")), ids=lambda p: p.name)
+TRAINING_CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*-srpo.yaml"))
+
+
+@pytest.mark.parametrize("path", TRAINING_CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_config_is_a_train_config(path):
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     assert set(yaml.safe_load(path.read_text())) <= names
