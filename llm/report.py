@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from llm.curves import AXES, LATE, WINDOW, Run
@@ -26,7 +27,7 @@ from llm.curves import AXES, LATE, WINDOW, Run
 __all__ = ["write_report"]
 
 _GRID = 200
-_SMOOTH = 0.05
+_SMOOTH = 0.025
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.7em 0;font-size:13px}th,td{padding:.25em .7em;text-align:right;
 border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}
@@ -221,6 +222,7 @@ def _forest(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     panel.set_yticks(range(len(rows)), [f"{r['a']}\n- {r['b']}" for r in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("difference in mean accuracy, 95% interval")
+    panel.xaxis.set_major_locator(MaxNLocator(5))
     if rows:
         panel.legend(frameon=False, fontsize=8)
 
@@ -247,6 +249,7 @@ def _map_figure(result: Mapping[str, Any], path: Path) -> None:
             panel.plot([d["value"]], [y], "o", color="C0", ms=5)
         panel.axvline(0, color="k", lw=0.8)
         panel.set_title(name, fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set_yticks(range(len(dials)), dials, fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     axes.flat[0].invert_yaxis()
