@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpi.groups import Localisation, Rollouts, failed
-from llm import signal
+from llm import token_signal
 from llm.localize import true_first_error
 from llm.tasks.base import Task
 from llm.thoughts import ThoughtTrace
@@ -60,7 +60,7 @@ def step_sums(
         "groups_with_signal": sum(bool(np.any(a != 0)) for a in advantages),
         **{f"verifier/{status}": float(statuses[status]) for status in ("unparsable", "timeout", "error")},
         **{f"answers/{status}": float(n) for status, n in answers.items()},
-        **signal.step_sums(rollouts.groups, advantages),
+        **token_signal.step_sums(rollouts.groups, advantages),
         **_localisation_sums(rollouts.localisations, task),
         **_coverage_sums([t for t in fresh if failed(t)], task),
     }
@@ -121,7 +121,7 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
         "kappa": _ratio(sums, "accepted_G", "seeds_known"),
         "rho": _ratio(sums, "accepted_G", "accepted"),
         "p": _ratio(sums, "states_G", "states"),
-        **signal.step_ratios(sums),
+        **token_signal.step_ratios(sums),
         **{name: sums[name] for name in _COUNTS},
         **{name: value for name, value in sums.items() if "/" in name},
     }

@@ -17,13 +17,14 @@ from llm.config import ConfigError, config_from_args
 from llm.generate import Sampling, ThoughtSimulator, TokenText, TransformersBackend
 from llm.metrics import step_metrics, step_sums
 from llm.rewards.base import Score
-from llm.signal import SignalConfig, main, roll_signal, step_ratios, summary
-from llm.signal import step_sums as signal_sums
+from llm.signal import SignalConfig, main
 from llm.tasks.base import Problem
 from llm.tasks.chains import Chains
 from llm.thoughts import BarePrompts, ThoughtTrace
 from llm.tiny.recipe import Recipe, build_model
 from llm.tiny.tokenizer import build_tokenizer
+from llm.token_signal import roll_signal, step_ratios, summary
+from llm.token_signal import step_sums as signal_sums
 from llm.train import TrainConfig
 from llm.train import main as train
 
