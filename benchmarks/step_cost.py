@@ -11,8 +11,9 @@ and the 10th and 90th percentile. A step is everything from prompts to updated w
 
 Tokens count discarded seeds and localisation answers. The paper's seed policy (first failure) throws its seed away, one
 rollout a prompt more than are trained; `intact` and `furthest` take it from the base group and throw nothing away.
-Where the model is small and the batch too, a second batch of suffixes and one of answers cost by their length, not by
-their rows; the columns say how much of a step each part takes.
+The columns say how much of a step each part takes. What costs time without costing tokens: every batch has as many
+forward passes as its longest row, and SRPO has three batches where GRPO has one; and prefixes of different length are
+padded, so their attention needs a mask and runs over longer contexts than that of equally long prompts.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class StepCostConfig(TrainConfig):
     learning_rate: float = option(1e-12, "Next to nothing, so that all steps are timed on the same policy.")
     threads: int = option(1, "Torch threads.")
     repeats: int = option(12, "Rounds; one step of every method in each.")
+    only: str = option("", "Methods to time beside grpo, separated by commas, such as 'srpo intact'; empty: all.")
     results: str = option(str(RESULT), "Where the JSON goes.")
 
 
@@ -165,14 +167,23 @@ class Stepper:
         return {**total, **parts, "update": total["wall"] - parts["sample"], **account}
 
 
+def _chosen(config: StepCostConfig) -> list[str]:
+    others = [name for name in VARIANTS if name != REFERENCE]
+    chosen = [name.strip() for name in config.only.split(",")] if config.only else others
+    for name in chosen:
+        if name not in others:
+            raise ConfigError(f"unknown method {name!r} in only; choose of: {', '.join(others)}")
+    return chosen
+
+
 def measure(config: StepCostConfig) -> dict[str, list[dict[str, float]]]:
     """By variant the measurements of its steps; a first round, not counted, warms up."""
     rounds = config.repeats + 1
-    own = {name: replace(config, **changes, steps=rounds, eval_problems=0) for name, changes in VARIANTS.items()}
+    names = [REFERENCE, *_chosen(config)]
+    own = {name: replace(config, **VARIANTS[name], steps=rounds, eval_problems=0) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         steppers = {name: Stepper(c, Path(folder) / str(i)) for i, (name, c) in enumerate(own.items())}
-        rows: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-        names = list(VARIANTS)
+        rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for i in tqdm(range(rounds), unit="round"):
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 rows[name].append(steppers[name].step())

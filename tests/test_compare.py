@@ -213,3 +213,5 @@ def test_step_cost_counts_discarded_seeds_and_answers(tmp_path: Path):
     assert by_name["srpo"]["median"]["discarded"] > 0
     assert by_name["srpo intact"]["median"]["discarded"] == by_name["srpo furthest"]["median"]["discarded"] == 0
     assert by_name["srpo intact"]["median"]["localise"] > 0 == by_name["grpo"]["median"]["localise"]
+    with pytest.raises(ConfigError, match="unknown method 'srpoo' in only"):
+        step_cost(StepCostConfig(**small, only="srpoo", results=str(tmp_path / "cost.json")))
