@@ -121,10 +121,6 @@ class Account:
     no_cut: int = 0
     batches: int = 0
 
-    def add(self, other: Account) -> None:
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
     @property
     def all_tokens(self) -> int:
         """Every token sampled for this buffer: rollouts, localisation answers, the localiser's own rollouts."""

@@ -27,7 +27,6 @@ __all__ = [
     "ThoughtWatch",
     "last_boxed",
     "split_text",
-    "thought_ends",
 ]
 
 THOUGHT_END = "</thought>"
@@ -91,18 +90,6 @@ class ThoughtWatch:
     @property
     def has_open_text(self) -> bool:
         return bool(self._tail.strip())
-
-
-def thought_ends(pieces: Sequence[str]) -> list[int]:
-    """Token positions *after* which a thought is over, for the text pieces of single tokens.
-
-    Tokens after the last delimiter form one more, unfinished, thought unless they are blank.
-    Example: pieces ``["a", "</th", "ought>\\n", "b"]`` -> ``[3, 4]``.
-    """
-    watch = ThoughtWatch()
-    for piece in pieces:
-        watch.push(piece)
-    return [*watch.ends, len(pieces)] if watch.has_open_text else watch.ends
 
 
 @dataclass(frozen=True)
