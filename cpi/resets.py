@@ -149,19 +149,23 @@ class Noisy:
 
     It moves the mass that `inner` (an exact localiser) puts on k to k + s with probability
     (1 - exact) * shift_probs[s], clipped to the episode. Negative shifts are clean (too early: good prefix is thrown
-    away), positive ones keep an error in the prefix.
+    away), positive ones keep an error in the prefix. Because of the clipping it is right more often than `exact` where
+    a shift leaves the episode: a cut at k = 0 cannot be too early. Its answers cost what `inner` spends on them.
     """
 
     inner: ResetSampler[Any]
     exact: float
     shift_probs: dict[int, float]
-    spent: Cost = field(default_factory=Cost, compare=False)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.exact <= 1.0:
             raise ValueError(f"exact must be a probability, got {self.exact}")
         if self.exact < 1 and not np.isclose(sum(self.shift_probs.values()), 1.0):
             raise ValueError("shift_probs must sum to 1")
+
+    @property
+    def spent(self) -> Cost:
+        return self.inner.spent
 
     def cut_probs(self, episodes: Sequence[Episode[Any]]) -> list[NDArray[np.float64]]:
         rows = []

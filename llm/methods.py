@@ -17,7 +17,7 @@ import numpy as np
 from cpi.advantages import AdvantageEstimator, LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
 from cpi.groups import FirstFailure, Group, IntactBase, Plan, SeedPolicy, Split, collect, group_advantages
-from cpi.resets import Cost, ResetSampler, Start, UniformWithinEpisode
+from cpi.resets import Cost, Noisy, ResetSampler, Start, UniformWithinEpisode
 from llm.baselines import CritiqueGRPO, SCoRe, ThoughtTree, ThoughtValues
 from llm.config import ConfigError, option
 from llm.generate import ThoughtSimulator
@@ -93,6 +93,17 @@ def _trained(at_hand: Localizers, config: MethodConfig) -> SelfLocalizer:
     return replace(_own(at_hand, config), temperature=sampling.temperature, top_p=sampling.top_p)
 
 
+def _noisy(at_hand: Localizers, config: MethodConfig) -> Noisy:
+    """The task's oracle, made worse on purpose."""
+    if not 0.0 <= config.noise_exact <= 1.0:
+        raise ConfigError(f"noise_exact must be a probability, got {config.noise_exact}")
+    if config.noise_shift == 0:
+        raise ConfigError(
+            "noise_shift must not be 0: give -1 for a thought too early, 1 for one too late, or --localizer oracle"
+        )
+    return Noisy(at_hand.oracle, config.noise_exact, {config.noise_shift: 1.0})
+
+
 LOCALIZERS: dict[str, Callable[[Localizers, MethodConfig], ResetSampler]] = {
     "self": _own,
     "trained": _trained,
@@ -100,6 +111,7 @@ LOCALIZERS: dict[str, Callable[[Localizers, MethodConfig], ResetSampler]] = {
     "random": lambda at_hand, config: UniformWithinEpisode(),
     "value": lambda at_hand, config: ValueLocalizer(at_hand.simulator, config.continuations),
     "entropy": lambda at_hand, config: EntropyLocalizer(),
+    "noisy": _noisy,
 }
 
 
@@ -246,9 +258,10 @@ def srpo(config: MethodConfig, localizers: Localizers) -> Method:
     Deviations: (1) and (2) as `rrpo`; (3) an answer that cannot be parsed is no reset: the prompt's slots become one
     plain GRPO group (the authors' release resets to step 1).
 
-    Other values of ``localizer`` put another sampler in the model's place (`LOCALIZERS`). "trained" is the paper's open
-    direction: the model is asked `answers` times about one seed, the reset groups try distinct ones of its answers, and
-    the answers are trained on as well (`localizer_rows`).
+    Other values of ``localizer`` put another sampler in the model's place (`LOCALIZERS`). "noisy" is the task's oracle,
+    wrong by design (`cpi.resets.Noisy`). "trained" is the paper's open direction: the model is asked `answers` times
+    about one seed, the reset groups try distinct ones of its answers, and the answers are trained on as well
+    (`localizer_rows`).
     """
     sampler = LOCALIZERS[config.localizer](localizers, config)
     method = _algorithm_2(config, sampler)
@@ -353,6 +366,10 @@ class MethodConfig:
     )
     share_seed: bool = option(False, "All reset groups of a prompt re-enter one seed, at distinct cuts.")
     localizer: str = option("self", "What says where srpo cuts.", tuple(LOCALIZERS))
+    noise_exact: float = option(0.5, "Localizer noisy: the probability that it names the task's first wrong thought.")
+    noise_shift: int = option(
+        -1, "Localizer noisy: by how many thoughts it is off where it errs; negative is too early, positive too late."
+    )
     answers: int = option(1, "Localisation answers asked for each seed, by localizer self and trained.")
     continuations: int = option(
         4, "Continuations from each thought for Monte Carlo values: localizer value, vineppo, spo-chain."

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from scripted import actions_of, tree_simulator
 from training import tiny_trainer
 
 from cpi.advantages import LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
 from cpi.groups import FirstFailure, Group, IntactBase, Split, failed, group_advantages
-from cpi.resets import UniformWithinEpisode
+from cpi.resets import Noisy, UniformWithinEpisode
 from llm.config import ConfigError
 from llm.localize import Answer, Asked, EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer
 from llm.methods import METHODS, Localizers, Method, MethodConfig, build_method, localizer_rows, parse_split
@@ -83,6 +84,9 @@ def test_a_group_below_two_is_one_clear_line(text):
         ({"localizer": "trained"}, "give --answers 4 --share-seed"),
         ({"answers": 0}, "answers must be at least 1"),
         ({"continuations": 0}, "continuations must be at least 1"),
+        ({"localizer": "noisy", "noise_exact": 1.1}, "noise_exact must be a probability"),
+        ({"localizer": "noisy", "noise_exact": float("nan")}, "noise_exact must be a probability"),
+        ({"localizer": "noisy", "noise_shift": 0}, "noise_shift must not be 0"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_one_clear_line(settings, message):
@@ -109,6 +113,9 @@ def test_names_mean_what_they_say():
         "value": ValueLocalizer,
     }
     assert type(_method(localizer="entropy").plan.sampler) is EntropyLocalizer
+    noisy = _method(localizer="noisy", noise_exact=0.8, noise_shift=2).plan.sampler
+    assert isinstance(noisy, Noisy)
+    assert (type(noisy.inner), noisy.exact, noisy.shift_probs) == (OracleLocalizer, 0.8, {2: 1.0})
     assert _method(method="grpo").plan.split == Split((8,), ())
     assert _method(method="grpo", split="4+4").plan.split == Split((4, 4), ())
 
@@ -132,6 +139,23 @@ def test_a_point_mass_leaves_groups_with_one_seed_at_one_cut():
     cuts = [[g.k for g in roll.rollouts.groups if g.kind == "reset" and g.prompt == i] for i in range(20)]
     assert all(a == b for pair in cuts if pair for a, b in [pair])
     assert any(cuts)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+@pytest.mark.parametrize("exact", [0.3, 0.8])
+def test_a_noisy_oracle_is_exact_and_off_as_often_as_asked(exact, shift):
+    """Cuts that can be off; the number of exact ones lies in the central 99.9% of its binomial law."""
+    settings = {"localizer": "noisy", "noise_exact": exact, "noise_shift": shift, "seed_policy": "furthest"}
+    _, roll = _roll(prompts=200, split="4/2", **settings)
+    found = [(loc.k, _error(loc.seed)) for loc in roll.rollouts.localisations]
+    movable = [(k, true) for k, true in found if 0 <= true + shift <= 2]
+    assert len(movable) > 60
+    assert {k - true for k, true in movable} == {0, shift}
+    low, high = binom.interval(0.999, len(movable), exact)
+    assert low <= sum(k == true for k, true in movable) <= high
+    assert all(k == true for k, true in found if not 0 <= true + shift <= 2)  # clipped to the episode
+    # three queries for each failure, as by the oracle itself
+    assert roll.rollouts.account.oracle_queries == 3 * sum(failed(t) for ts in roll.rollouts.fresh for t in ts)
 
 
 class _Reward:
@@ -219,6 +243,7 @@ def test_an_attempt_that_does_not_fit_the_context_beside_another_is_one_clear_li
     {"localizer": "value", "continuations": 1, "seed_policy": "furthest"},
     {"localizer": "entropy", "split": "4/2+2", "share_seed": True, "estimator": "loo", "pooled": True},
     {"localizer": "trained", "split": "2/2+2", "share_seed": True, "answers": 3},
+    {"localizer": "noisy", "noise_exact": 0.5, "noise_shift": 1},
     {"localizer": "random", "split": "/2+2", "length": "whole", "estimator": "mean", "prefix_mask": False},
 ], ids=lambda s: "-".join(map(str, s.values())))  # fmt: skip
 def test_two_steps_of_every_method_have_a_gradient(settings, tmp_path: Path):

@@ -15,7 +15,7 @@ from cpi.advantages import LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
 from cpi.groups import FirstFailure, IntactBase, Plan, Split, collect, group_advantages
 from cpi.policy_gradient import policy_gradient
-from cpi.resets import Oracle, Start, UniformWithinEpisode
+from cpi.resets import Noisy, Oracle, Start, UniformWithinEpisode
 from cpi.simulate import TabularPrefix, TabularSimulator
 from llm.localize import OracleLocalizer
 from llm.methods import Method
@@ -50,6 +50,10 @@ def _plans(simulator):
             Plan(Split((4,), (4,)), token_oracle, IntactBase(pick="furthest")),
             Plan(Split((4,), (4,)), table_oracle, IntactBase(pick="furthest")),
         ),
+        "noisy": (
+            Plan(Split((4,), (4,)), Noisy(token_oracle, 0.5, {-1: 0.5, 1: 0.5})),
+            Plan(Split((4,), (4,)), Noisy(table_oracle, 0.5, {-1: 0.5, 1: 0.5})),
+        ),
         "2x4": (
             Plan(Split((), (4, 4)), UniformWithinEpisode(), FirstFailure()),
             Plan(Split((), (4, 4)), UniformWithinEpisode(), FirstFailure()),
@@ -61,7 +65,7 @@ def _plans(simulator):
     }
 
 
-PLAN_NAMES = ["grpo", "rrpo", "oracle-1x4", "oracle-intact", "oracle-furthest", "2x4", "1x8-scouts"]
+PLAN_NAMES = ["grpo", "rrpo", "oracle-1x4", "oracle-intact", "oracle-furthest", "noisy", "2x4", "1x8-scouts"]
 
 
 def _keys(step):

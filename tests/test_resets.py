@@ -95,6 +95,9 @@ def test_a_noisy_localiser_is_right_as_often_as_it_says():
     noisy = Noisy(Oracle(_accept), exact=0.6, shift_probs={-1: 0.75, 1: 0.25})
     (row,) = noisy.cut_probs([Chain((False, False, True, False))])
     np.testing.assert_allclose(row, [0.0, 0.3, 0.6, 0.1])
+    (first,) = noisy.cut_probs([Chain((True, False))])
+    np.testing.assert_allclose(first, [0.9, 0.1])  # too early is out of the episode: clipped
+    assert noisy.spent.oracle_queries == 6
 
 
 def test_cuts_are_drawn_with_the_rows_probabilities():
