@@ -7,9 +7,10 @@ by a `Split`: base groups continue the prompt itself, reset groups a prefix of a
     2. localise  ask the `ResetSampler` for the cuts of all seeds of all prompts, in one call
     3. reset     sample all reset groups of all prompts, in one batch
 
-Each phase is one batch over all prompts. A prompt without a failure, or whose sampler says "no reset", falls back to
-plain GRPO: its reset slots become base rollouts and all its slots form one group, drawn in the same batch as the reset
-groups of the others.
+With `Split.rounds` above 1 the reset groups come in rounds: 2 and 3 are done again for failed suffixes of the round
+before. Each phase of each round is one batch over all prompts. A prompt without a failure, or whose sampler says "no
+reset", falls back to plain GRPO: its reset slots become base rollouts and all its slots form one group, drawn in the
+same batch as the reset groups of the others.
 
 Every rollout is drawn from a key (seed, step, prompt, phase, slot), so the buffer does not depend on what else is in
 the batch. `Account` counts all that was sampled, thrown-away seeds included.
@@ -77,12 +78,20 @@ class Split:
 
     ``Split((4,), (4,))`` is the paper's 1x4, ``Split((), (4, 4))`` its 2x4, ``Split((), (8,))`` its 1x8;
     ``Split((8,), ())`` is GRPO, and ``Split((4, 4), ())`` GRPO with two groups, the control for the split itself.
+
+    rounds: the reset groups are dealt out in as many equal rounds. A group of a later round re-enters a failed suffix
+    of the group in its place one round before: ``Split((4,), (2, 2), rounds=2)`` samples two suffixes of the seed, and
+    two of a failed one among these. Where there is no failure, or no cut for it, the group re-enters the first seed
+    instead, as it would in one round: at another cut for as long as the seed's row has mass left.
     """
 
     base: tuple[int, ...]
     reset: tuple[int, ...]
+    rounds: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= max(len(self.reset), 1) or len(self.reset) % self.rounds:
+            raise ValueError(f"{len(self.reset)} reset groups cannot be dealt out in {self.rounds} equal rounds")
         if any(size < 2 for size in self.base + self.reset) or not self.base + self.reset:
             raise ValueError(
                 f"each group needs at least 2 rollouts to compare, got base {self.base}, reset {self.reset}"
@@ -91,6 +100,11 @@ class Split:
     @property
     def num_base(self) -> int:
         return sum(self.base)
+
+    @property
+    def width(self) -> int:
+        """Reset groups a round."""
+        return len(self.reset) // self.rounds
 
     @property
     def total(self) -> int:
@@ -103,8 +117,9 @@ class Account:
     """What a buffer cost, exactly. Comparisons between methods are made at equal accounts.
 
     rollouts and tokens count everything sampled from the policy, discarded seeds included; discarded_* is the part of
-    them that is not trained on. no_failure and no_cut count prompts that fell back to plain GRPO. batches counts calls
-    of the simulator.
+    them that is not trained on. no_failure and no_cut count prompts that fell back to plain GRPO; went_back counts
+    reset groups of a later round that re-entered the first seed, for want of a failed suffix or of a cut. batches
+    counts calls of the simulator.
     """
 
     prompts: int = 0
@@ -119,6 +134,7 @@ class Account:
     oracle_queries: int = 0
     no_failure: int = 0
     no_cut: int = 0
+    went_back: int = 0
     batches: int = 0
 
     @property
@@ -167,7 +183,10 @@ class Rollouts(Generic[EpisodeT]):
 
 @dataclass
 class _Attempts(Generic[EpisodeT]):
-    """One prompt while its buffer is being filled: rollouts in the order drawn, candidates for the seed."""
+    """One prompt while its buffer is being filled: rollouts and suffixes in the order drawn, candidates for the seed.
+
+    seeds, rows, cuts: one for each reset group; those of a later round stay the first seed's until its turn comes.
+    """
 
     prompt: int
     key: DrawKey
@@ -175,7 +194,13 @@ class _Attempts(Generic[EpisodeT]):
     base: list[EpisodeT] = field(default_factory=list)
     candidates: list[EpisodeT] = field(default_factory=list)
     seeds: list[EpisodeT] = field(default_factory=list)
+    rows: list[NDArray[np.float64]] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
+    suffixes: list[EpisodeT] = field(default_factory=list)
+
+    def localisation(self, g: int) -> Localisation[EpisodeT]:
+        """What reset group `g` re-enters."""
+        return Localisation(self.prompt, self.seeds[g], self.rows[g], self.cuts[g])
 
 
 class SeedPolicy(Protocol):
@@ -205,10 +230,11 @@ class SeedPolicy(Protocol):
 class FirstFailure:
     """The paper's policy: sample until the first failure, which is the seed and is left out of the base group.
 
-    Each reset group has a seed of its own, so R of them ask for the first R failures (where attempts run out before,
-    the failures found are used in turn); with ``share_seed`` all of them re-enter the first one. The base group is the
-    first `num_base` of the other rollouts, so it is *not* iid: see `cpi.bounds.base_group_mean` for its upward bias. A
-    prompt costs one rollout a seed more than it has slots. Attempts stop at as many rollouts as the prompt has slots.
+    Each reset group of a round has a seed of its own, so R of them ask for the first R failures (where attempts run out
+    before, the failures found are used in turn); with ``share_seed`` all of them re-enter the first one. The base group
+    is the first `num_base` of the other rollouts, so it is *not* iid: see `cpi.bounds.base_group_mean` for its upward
+    bias. A prompt costs one rollout a seed more than it has slots. Attempts stop at as many rollouts as the prompt has
+    slots.
     """
 
     share_seed: bool = False
@@ -229,7 +255,7 @@ class FirstFailure:
         return (others[: split.num_base] if seeds else others), [drawn[i] for i in seeds]
 
     def _seeds(self, split: Split) -> int:
-        return 1 if self.share_seed else len(split.reset)
+        return 1 if self.share_seed else split.width
 
     def order(self, candidates: int, rows: Sequence[NDArray[np.float64]] | None, u: float) -> list[int]:
         return list(range(candidates))
@@ -291,7 +317,11 @@ def collect(
     sampler = _Sampling(simulator, roots, attempts, account)
     _base_phase(sampler, plan)
     localisations = _localise_phase(attempts, plan, account) if plan.split.reset else []
-    groups = _reset_phase(sampler, plan)
+    _sample_round(sampler, plan.split, 0)
+    for number in range(1, plan.split.rounds):
+        localisations += _deeper_phase(attempts, plan, number, account)
+        _sample_round(sampler, plan.split, number)
+    groups = [g for a in attempts for g in (_reset_groups if a.cuts else _fallback_groups)(a, plan.split)]
     used = {id(e) for g in groups for e in g.episodes}
     discarded = [e for a in attempts for e in a.drawn if id(e) not in used]
     account.discarded_rollouts = len(discarded)
@@ -348,18 +378,69 @@ def _draw_base(sampling: _Sampling[PrefixT, EpisodeT], counts: dict[int, int]) -
 
 def _localise_phase(attempts: list[_Attempts[EpisodeT]], plan: Plan, account: Account) -> list[Localisation[EpisodeT]]:
     """Choose seeds and cuts of all prompts with one call of the sampler."""
-    R = len(plan.split.reset)
-    policy = plan.seeds
+    R, width = len(plan.split.reset), plan.split.width
     account.no_failure += sum(not a.candidates for a in attempts)
     live = [a for a in attempts if a.candidates]
-    u_pick = uniforms([a.key.at(phase=Phase.PICK) for a in live], 1)[:, 0] if live else np.empty(0)
+    picks = [a.key.at(phase=Phase.PICK) for a in live]
+    out: list[Localisation[EpisodeT]] = []
+    for a, ranked in zip(live, _ranked(plan, [a.candidates for a in live], width, picks, account), strict=True):
+        chosen = [g % width % len(ranked) for g in range(R)]
+        a.seeds, a.rows = [ranked[j][0] for j in chosen], [ranked[j][1] for j in chosen]
+        a.cuts = _distinct_cuts(a.rows, chosen, uniforms([a.key.at(phase=Phase.CUT)], R)[0])
+        for g in range(width, R):  # whether there is a reset at all is settled by the first round
+            a.cuts[g] = a.cuts[g] if a.cuts[g] >= 0 else a.cuts[g - width]
+        out += [a.localisation(g) for g in range(width)]
+        if min(a.cuts) < 0:  # one slot without a reset makes the prompt plain GRPO: its groups stay comparable
+            account.no_cut += 1
+            a.cuts = []
+    return out
+
+
+def _deeper_phase(
+    attempts: list[_Attempts[EpisodeT]], plan: Plan, number: int, account: Account
+) -> list[Localisation[EpisodeT]]:
+    """Put failed suffixes of the round before in the place of the first seeds, with one call of the sampler.
+
+    The seed policy chooses among the failures of a group as it does among those of a prompt. The suffix that becomes a
+    seed stays in its group. Answers that name no cut are in the list too, before the localisation that takes over.
+    """
+    width = plan.split.width
+    groups = [(a, g) for a in attempts if a.cuts for g in range(number * width, (number + 1) * width)]
+    ends = np.cumsum((0, *plan.split.reset))
+    before = [a.suffixes[ends[g - width] : ends[g - width + 1]] for a, g in groups]
+    failures = [[e for e in members if failed(e)] for members in before]
+    picks = [a.key.at(phase=Phase.PICK, slot=g) for a, g in groups]
+    found = _ranked(plan, failures, 1, picks, account)
+    out: list[Localisation[EpisodeT]] = []
+    for (a, g), ranked in zip(groups, found, strict=True):
+        k = -1
+        if ranked:
+            seed, row = ranked[0]
+            (k,) = draw_cuts([row], uniforms([a.key.at(phase=Phase.CUT, slot=g)], 1)[0])
+            if k < 0:
+                out.append(Localisation(a.prompt, seed, row, k))
+            else:
+                a.seeds[g], a.rows[g], a.cuts[g] = seed, row, k
+        account.went_back += k < 0
+        out.append(a.localisation(g))
+    return out
+
+
+def _ranked(
+    plan: Plan, candidates: Sequence[list[EpisodeT]], most: int, picks: Sequence[DrawKey], account: Account
+) -> list[list[tuple[EpisodeT, NDArray[np.float64]]]]:
+    """For each list of failures at most `most` of them, the most wanted first, each with its row of cuts.
+
+    One call of the sampler for all lists; its cost goes on the account.
+    """
+    policy = plan.seeds
+    u_pick = uniforms(picks, 1)[:, 0].tolist() if picks else []
     if not policy.needs_rows:  # settle the seeds first, so that only they are localised
-        for a, u in zip(live, u_pick, strict=True):
-            ranked = policy.order(len(a.candidates), None, float(u))
-            a.candidates = [a.candidates[j] for j in ranked][:R]
-    asked = [e for a in live for e in a.candidates]
+        ordered = [policy.order(len(own), None, u) if own else [] for own, u in zip(candidates, u_pick, strict=True)]
+        candidates = [[own[j] for j in ranked][:most] for own, ranked in zip(candidates, ordered, strict=True)]
+    asked = [e for own in candidates for e in own]
     before = plan.sampler.spent.copy()
-    rows = plan.sampler.cut_probs(asked) if asked else []
+    rows = iter(plan.sampler.cut_probs(asked) if asked else [])
     spent = plan.sampler.spent.minus(before)
     account.localisation_calls += spent.localisation_calls
     account.localisation_tokens += spent.localisation_tokens
@@ -367,19 +448,12 @@ def _localise_phase(attempts: list[_Attempts[EpisodeT]], plan: Plan, account: Ac
     account.localiser_rollouts += spent.rollouts
     account.localiser_tokens += spent.tokens
 
-    out: list[Localisation[EpisodeT]] = []
-    remaining = iter(rows)
-    for a, u in zip(live, u_pick, strict=True):
-        a_rows = [next(remaining) for _ in a.candidates]
-        ranked = policy.order(len(a_rows), a_rows, float(u)) if policy.needs_rows else list(range(len(a_rows)))
-        chosen = [ranked[g % len(ranked)] for g in range(R)]
-        u_cut = uniforms([a.key.at(phase=Phase.CUT)], R)[0]
-        a.seeds = [a.candidates[j] for j in chosen]
-        a.cuts = _distinct_cuts([a_rows[j] for j in chosen], chosen, u_cut)
-        out += [Localisation(a.prompt, s, a_rows[j], k) for s, j, k in zip(a.seeds, chosen, a.cuts, strict=True)]
-        if min(a.cuts) < 0:  # one slot without a reset makes the prompt plain GRPO: its groups stay comparable
-            account.no_cut += 1
-            a.cuts = []
+    out = []
+    for own, u in zip(candidates, u_pick, strict=True):
+        found = [(e, next(rows)) for e in own]
+        if found and policy.needs_rows:
+            found = [found[j] for j in policy.order(len(found), [row for _, row in found], u)][:most]
+        out.append(found)
     return out
 
 
@@ -400,40 +474,37 @@ def _distinct_cuts(rows: list[NDArray[np.float64]], seeds: list[int], u: NDArray
     return cuts
 
 
-def _reset_phase(sampling: _Sampling[PrefixT, EpisodeT], plan: Plan) -> list[Group[EpisodeT]]:
-    """Reset groups, and the fill-in rollouts of prompts that fell back, in one batch; then all groups in order."""
-    split = plan.split
+def _sample_round(sampling: _Sampling[PrefixT, EpisodeT], split: Split, number: int) -> None:
+    """The reset groups of one round, and beside the first the fill-in rollouts of prompts that fell back: one batch."""
+    ends = np.cumsum((0, *split.reset)).tolist()
     prefixes: list[PrefixT] = []
     keys: list[DrawKey] = []
-    counts: list[int] = []
+    targets: list[list[EpisodeT]] = []
     for i, a in enumerate(sampling.attempts):
         if a.cuts:
-            more = [s.prefix(k) for s, k, size in zip(a.seeds, a.cuts, split.reset, strict=True) for _ in range(size)]
-            more_keys = [a.key.at(phase=Phase.RESET, slot=j) for j in range(len(more))]
+            groups = range(number * split.width, (number + 1) * split.width)
+            more = [a.seeds[g].prefix(a.cuts[g]) for g in groups for _ in range(split.reset[g])]
+            first = ends[groups[0]]
+            more_keys = [a.key.at(phase=Phase.RESET, slot=first + j) for j in range(len(more))]
         else:
             more, more_keys = sampling.base_requests(i, max(0, split.total - len(a.drawn)))
         prefixes += more
         keys += more_keys
-        counts.append(len(more))
-    episodes = iter(sampling.run(prefixes, keys))
-    groups: list[Group[EpisodeT]] = []
-    for i, (a, count) in enumerate(zip(sampling.attempts, counts, strict=True)):
-        new = [next(episodes) for _ in range(count)]
-        groups += _reset_groups(i, a, new, split) if a.cuts else _fallback_groups(i, a, new, split)
-    return groups
+        targets += [a.suffixes if a.cuts else a.drawn] * len(more)
+    for target, episode in zip(targets, sampling.run(prefixes, keys), strict=True):
+        target.append(episode)
 
 
-def _reset_groups(prompt: int, a: _Attempts[EpisodeT], suffixes: list[EpisodeT], split: Split) -> list[Group[EpisodeT]]:
-    groups = _slice(prompt, a.base, split.base)
-    for g, group in enumerate(_slice(prompt, suffixes, split.reset)):
+def _reset_groups(a: _Attempts[EpisodeT], split: Split) -> list[Group[EpisodeT]]:
+    groups = _slice(a.prompt, a.base, split.base)
+    for g, group in enumerate(_slice(a.prompt, a.suffixes, split.reset)):
         groups.append(replace(group, kind="reset", k=a.cuts[g], seed=a.seeds[g]))
     return groups
 
 
-def _fallback_groups(prompt: int, a: _Attempts[EpisodeT], new: list[EpisodeT], split: Split) -> list[Group[EpisodeT]]:
+def _fallback_groups(a: _Attempts[EpisodeT], split: Split) -> list[Group[EpisodeT]]:
     """All slots are base rollouts, in the order drawn (which is iid): one group, or GRPO's own groups."""
-    a.drawn += new
-    return _slice(prompt, a.drawn, (split.total,) if split.reset else split.base)
+    return _slice(a.prompt, a.drawn, (split.total,) if split.reset else split.base)
 
 
 def _slice(prompt: int, episodes: list[EpisodeT], sizes: Sequence[int]) -> list[Group[EpisodeT]]:

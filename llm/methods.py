@@ -206,9 +206,16 @@ def parse_split(text: str) -> Split:
         raise ConfigError(f"split {text}: {error}") from error
 
 
+def _in_rounds(split: Split, config: MethodConfig) -> Split:
+    try:
+        return replace(split, rounds=config.rounds)
+    except ValueError as error:
+        raise ConfigError(f"{error}: for --rounds 2 give a split such as 4/2+2, not {config.split}") from error
+
+
 def _algorithm_2(config: MethodConfig, sampler: ResetSampler) -> Method:
     """The method that resets where `sampler` says, everything else as configured."""
-    split = parse_split(config.split)
+    split = _in_rounds(parse_split(config.split), config)
     if not split.reset:
         raise ConfigError(f"method {config.method} needs a reset group: give a split such as 4/4, not {config.split}")
     if not split.base and config.seed_policy != "first-failure":
@@ -267,10 +274,10 @@ def srpo(config: MethodConfig, localizers: Localizers) -> Method:
     method = _algorithm_2(config, sampler)
     if config.localizer != "trained" or not isinstance(sampler, SelfLocalizer):
         return method
-    if config.answers < 2 or not config.share_seed or len(method.plan.split.reset) < 2:
+    if config.answers < 2 or not config.share_seed or len(method.plan.split.reset) < 2 or config.rounds > 1:
         raise ConfigError(
             "localizer trained compares answers about one seed: give --answers 4 --share-seed and a split with two "
-            "reset groups, such as 4/2+2"
+            "reset groups in one round, such as 4/2+2"
         )
     return replace(method, trained=sampler)
 
@@ -358,6 +365,11 @@ class MethodConfig:
         f"Layout of a prompt's slots: {', '.join(SPLITS)}, or sizes of base/reset groups such as 4/2+2, /4+4 or 8. "
         "grpo takes all slots as one group.",
     )
+    rounds: int = option(
+        1,
+        "Rounds of resets, each with its share of the reset groups: a later one re-enters failed suffixes of the one "
+        "before.",
+    )
     seed_policy: str = option(
         "first-failure",
         "Which failed attempt is re-entered: the first (the paper's, which biases the base group), any of an intact "
@@ -390,6 +402,8 @@ def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod
     """The method of a config. Raises ConfigError where its settings do not fit together."""
     if config.localizer != "self" and config.method != "srpo":
         raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
+    if config.rounds != 1 and config.method not in ("rrpo", "srpo", "oracle-srpo"):
+        raise ConfigError(f"method {config.method} has no reset groups: --rounds is for rrpo, srpo and oracle-srpo")
     for name in ("answers", "continuations", "segment"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")

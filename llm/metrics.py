@@ -139,6 +139,7 @@ _COUNTS = (
     "oracle_queries",
     "no_failure",
     "no_cut",
+    "went_back",
     "cuts",
     "batches",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ SPLITS = [
     Split((8,), ()),
     Split((4, 4), ()),
     Split((2, 3), (3, 2)),
+    Split((4,), (2, 3), rounds=2),
+    Split((), (2, 2, 2, 2), rounds=2),
+    Split((2,), (2, 2, 2), rounds=3),
 ]
 POLICIES = [
     FirstFailure(),
@@ -184,6 +188,79 @@ def test_what_a_localiser_spends_is_in_the_account_step_by_step():
         assert (account.localisation_calls, account.localisation_tokens) == (40, 280)
         assert (account.localiser_rollouts, account.localiser_tokens) == (80, 120)
         assert account.all_tokens == account.tokens + 280 + 120
+
+
+def _rounds(rollouts):
+    """The groups of prompts with a reset, prompt by prompt."""
+    by_prompt = [[g for g in rollouts.groups if g.prompt == i] for i in range(rollouts.account.prompts)]
+    return [groups for groups in by_prompt if groups[-1].kind == "reset"]
+
+
+@pytest.mark.parametrize("seeds", [FirstFailure(), IntactBase(), IntactBase("furthest")], ids=repr)
+def test_a_later_round_re_enters_a_failed_suffix_of_the_one_before(seeds):
+    sampler = Oracle(_true_first_error)
+    rollouts = _collect(Plan(Split((4,), (2, 2), rounds=2), sampler, seeds), q=0.7, prompts=100)
+    went_back = 0
+    for base, first, second in _rounds(rollouts):
+        assert (first.seed in base.episodes) == (seeds != FirstFailure())
+        failures = [e for e in first.episodes if failed(e)]
+        errors = [int(_true_first_error(e).argmax()) for e in failures]
+        went_back += not failures
+        if not failures:
+            assert (second.seed, second.k) == (first.seed, first.k)  # a point mass leaves no other cut
+        else:
+            assert any(second.seed is e for e in failures)
+            assert second.k == int(_true_first_error(second.seed).argmax())
+            assert second.k == (max(errors) if seeds == IntactBase("furthest") else second.k)
+            assert seeds != FirstFailure() or second.seed is failures[0]
+    account = rollouts.account
+    assert account.went_back == went_back
+    assert 10 < went_back < len(_rounds(rollouts)) - 10
+    assert account.oracle_queries == sampler.spent.oracle_queries
+    if seeds == FirstFailure():  # one seed for the first round, one more where a suffix failed
+        assert account.oracle_queries == H * (2 * len(_rounds(rollouts)) - went_back)
+    else:
+        assert account.batches == 3
+        assert account.rollouts == 100 * 8
+
+
+def test_the_first_round_is_what_it_is_alone():
+    two = _collect(Plan(Split((4,), (2, 2), rounds=2), UniformWithinEpisode()))
+    one = _collect(Plan(Split((4,), (2,)), UniformWithinEpisode()))
+    for (base, first, _), (base_alone, alone) in zip(_rounds(two), _rounds(one), strict=True):
+        assert (base, first) == (base_alone, alone)
+
+
+def test_a_group_without_a_failed_suffix_takes_another_cut_of_the_first_seed():
+    rollouts = _collect(Plan(Split((4,), (2, 2), rounds=2), UniformWithinEpisode()), q=0.9, prompts=200)
+    back = [(a, b) for _, a, b in _rounds(rollouts) if not any(map(failed, a.episodes))]
+    assert len(back) == rollouts.account.went_back > 10
+    assert all(b.seed is a.seed and b.k != a.k for a, b in back)
+
+
+@dataclass(frozen=True)
+class _OnlyBase:
+    """Cuts rollouts of a prompt at their last decision, and leaves suffixes alone."""
+
+    spent: Cost = field(default_factory=Cost)
+
+    def cut_probs(self, episodes):
+        return [np.eye(H)[H - 1] * (e.start == 0) for e in episodes]
+
+
+def test_a_suffix_without_a_cut_leaves_the_later_round_at_the_first_seed():
+    rollouts = _collect(Plan(Split((4,), (2, 2), rounds=2), _OnlyBase()), q=0.5)
+    assert all(b.seed is a.seed and b.k == a.k == H - 1 for _, a, b in _rounds(rollouts))
+    assert rollouts.account.went_back == len(_rounds(rollouts)) > 20
+    assert rollouts.account.no_cut == 0
+    failures = sum(any(map(failed, a.episodes)) for _, a, _ in _rounds(rollouts))
+    assert sum(found.k < 0 for found in rollouts.localisations) == failures > 10
+
+
+@pytest.mark.parametrize(("reset", "rounds"), [((2, 2), 3), ((2, 2, 2), 2), ((2, 2), 0), ((), 2), ((4,), 2)])
+def test_groups_that_do_not_fill_their_rounds_are_refused(reset, rounds):
+    with pytest.raises(ValueError, match="cannot be dealt out"):
+        Split((4,), reset, rounds)
 
 
 def test_advantages_come_back_in_the_groups_order():

@@ -82,6 +82,13 @@ def test_a_group_below_two_is_one_clear_line(text):
         ({"split": "/8", "seed_policy": "intact"}, "takes its seed from a base group"),
         ({"method": "rrpo", "localizer": "value"}, "use --method srpo --localizer"),
         ({"localizer": "trained"}, "give --answers 4 --share-seed"),
+        ({"split": "4/4", "rounds": 2}, r"cannot be dealt out in 2 equal rounds.*such as 4/2\+2, not 4/4"),
+        ({"split": "4/2+2", "rounds": 0}, "cannot be dealt out in 0 equal rounds"),
+        ({"method": "grpo", "rounds": 2}, "grpo has no reset groups: --rounds is for"),
+        (
+            {"localizer": "trained", "split": "4/2+2", "rounds": 2, "share_seed": True, "answers": 4},
+            "in one round",
+        ),
         ({"answers": 0}, "answers must be at least 1"),
         ({"continuations": 0}, "continuations must be at least 1"),
         ({"localizer": "noisy", "noise_exact": 1.1}, "noise_exact must be a probability"),
@@ -116,6 +123,7 @@ def test_names_mean_what_they_say():
     noisy = _method(localizer="noisy", noise_exact=0.8, noise_shift=2).plan.sampler
     assert isinstance(noisy, Noisy)
     assert (type(noisy.inner), noisy.exact, noisy.shift_probs) == (OracleLocalizer, 0.8, {2: 1.0})
+    assert _method(split="4/2+2", rounds=2).plan.split == Split((4,), (2, 2), rounds=2)
     assert _method(method="grpo").plan.split == Split((8,), ())
     assert _method(method="grpo", split="4+4").plan.split == Split((4, 4), ())
 
@@ -244,6 +252,7 @@ def test_an_attempt_that_does_not_fit_the_context_beside_another_is_one_clear_li
     {"localizer": "entropy", "split": "4/2+2", "share_seed": True, "estimator": "loo", "pooled": True},
     {"localizer": "trained", "split": "2/2+2", "share_seed": True, "answers": 3},
     {"localizer": "noisy", "noise_exact": 0.5, "noise_shift": 1},
+    {"localizer": "oracle", "split": "4/2+2", "rounds": 2},
     {"localizer": "random", "split": "/2+2", "length": "whole", "estimator": "mean", "prefix_mask": False},
 ], ids=lambda s: "-".join(map(str, s.values())))  # fmt: skip
 def test_two_steps_of_every_method_have_a_gradient(settings, tmp_path: Path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,9 @@ from trl import GRPOConfig
 
 from cpi.advantages import LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
-from cpi.groups import FirstFailure, IntactBase, Plan, Split, collect, group_advantages
+from cpi.groups import FirstFailure, IntactBase, Phase, Plan, Split, collect, group_advantages
 from cpi.policy_gradient import policy_gradient
-from cpi.resets import Noisy, Oracle, Start, UniformWithinEpisode
+from cpi.resets import Noisy, Oracle, ResetSampler, Start, UniformWithinEpisode
 from cpi.simulate import TabularPrefix, TabularSimulator
 from llm.localize import OracleLocalizer
 from llm.methods import Method
@@ -33,6 +35,23 @@ def _first_error_table(episode):
     row = np.zeros(DEPTH)
     row[np.argmax(wrong)] = float(wrong.any())
     return row
+
+
+@dataclass(frozen=True)
+class _LateFirst:
+    """One thought too late for a rollout, exact for a suffix: the second cut falls into the inherited prefix."""
+
+    oracle: ResetSampler[Any]
+
+    @property
+    def spent(self):
+        return self.oracle.spent
+
+    def cut_probs(self, episodes):
+        late = Noisy(self.oracle, 0.0, {1: 1.0}).cut_probs([e for e in episodes if e.start == 0])
+        exact = self.oracle.cut_probs([e for e in episodes if e.start])
+        rows = {0: iter(late), 1: iter(exact)}
+        return [next(rows[e.start > 0]) for e in episodes]
 
 
 def _plans(simulator):
@@ -58,6 +77,14 @@ def _plans(simulator):
             Plan(Split((), (4, 4)), UniformWithinEpisode(), FirstFailure()),
             Plan(Split((), (4, 4)), UniformWithinEpisode(), FirstFailure()),
         ),
+        "two-rounds": (
+            Plan(Split((4,), (2, 2), rounds=2), token_oracle, IntactBase()),
+            Plan(Split((4,), (2, 2), rounds=2), table_oracle, IntactBase()),
+        ),
+        "late-then-exact": (
+            Plan(Split((2,), (4, 4), rounds=2), _LateFirst(token_oracle)),
+            Plan(Split((2,), (4, 4), rounds=2), _LateFirst(table_oracle)),
+        ),
         "1x8-scouts": (
             Plan(Split((), (8,)), token_oracle, IntactBase(scouts=2)),
             Plan(Split((), (8,)), table_oracle, IntactBase(scouts=2)),
@@ -65,7 +92,18 @@ def _plans(simulator):
     }
 
 
-PLAN_NAMES = ["grpo", "rrpo", "oracle-1x4", "oracle-intact", "oracle-furthest", "noisy", "2x4", "1x8-scouts"]
+PLAN_NAMES = [
+    "grpo",
+    "rrpo",
+    "oracle-1x4",
+    "oracle-intact",
+    "oracle-furthest",
+    "noisy",
+    "2x4",
+    "two-rounds",
+    "late-then-exact",
+    "1x8-scouts",
+]
 
 
 def _keys(step):
@@ -86,7 +124,7 @@ def _tokens(simulator, plan, step):
 def test_table_and_tokens_fill_the_same_buffer(name):
     _, simulator = tree_simulator(THETA, RIGHT)
     token_plan, table_plan = _plans(simulator)[name]
-    resets = 0
+    resets = second = inside = 0
     for step in range(4):
         tokens, table = _tokens(simulator, token_plan, step), _table(table_plan, step)
         assert [(g.prompt, g.kind, g.k) for g in tokens.groups] == [(g.prompt, g.kind, g.k) for g in table.groups]
@@ -99,7 +137,12 @@ def test_table_and_tokens_fill_the_same_buffer(name):
             np.testing.assert_array_equal(np.concatenate(a), np.concatenate(b))
         assert tokens.account == table.account
         resets += sum(g.kind == "reset" for g in tokens.groups)
+        deeper = [g for g in tokens.groups if g.seed and g.seed.key.phase == Phase.RESET]
+        second += len(deeper)
+        inside += sum(g.k < g.seed.start for g in deeper)
     assert (resets > 0) == (name != "grpo")
+    assert (second > 0) == (name in ("two-rounds", "late-then-exact"))
+    assert (inside > 0) == (name == "late-then-exact")
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
