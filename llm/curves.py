@@ -55,6 +55,7 @@ _QUALITY = (
     "mean_cut",
     "reset_reward",
     "groups_with_signal",
+    "signal_ratio_live",
 )
 Array = NDArray[np.float64]
 
