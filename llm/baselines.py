@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,11 @@ from llm.objective import Roll, Row, own_tokens
 from llm.thoughts import Prefix, ThoughtTrace
 from llm.values import prefix_values
 
-__all__ = ["CritiqueGRPO", "SCoRe", "ThoughtTree", "ThoughtValues", "thought_tokens"]
+__all__ = ["CritiqueGRPO", "SCoRe", "SegmentTree", "SegmentUnit", "SegmentValues"]
 
 _MEAN = MeanBaseline()
 
-
-def thought_tokens(trace: ThoughtTrace) -> NDArray[np.int64]:
-    """For each token [T] the thought k that it belongs to; tokens after the last thought belong to that one."""
-    owner = np.searchsorted(trace.ends, np.arange(len(trace.ids)), side="right")
-    return np.minimum(owner, max(trace.num_decisions - 1, 0))
+SegmentUnit = Literal["thoughts", "tokens"]
 
 
 def _decisive(trace: ThoughtTrace, max_prob: float) -> NDArray[np.bool_]:
@@ -56,23 +52,24 @@ def _normalised(rows: list[Row]) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class ThoughtValues:
+class SegmentValues:
     """VinePPO (arXiv 2410.01679) and SPO-chain (arXiv 2505.23564): advantages from Monte Carlo values along a rollout.
 
-    V at a thought boundary is the mean of `continuations` rollouts from there (at the end: the outcome), and every
-    token of a segment has A = V(its end) - V(its beginning). VinePPO: each thought is a segment and all tokens are
-    trained (``max_prob = 1``). SPO-chain: tokens of probability below `max_prob` = 0.9 are cut points, and they alone
-    are trained, normalised by their number.
+    V at the beginning of a segment is the mean of `continuations` rollouts from there (at the end of the response: the
+    outcome), and every token of a segment has A = V(its end) - V(its beginning). VinePPO: each thought is a segment and
+    all tokens are trained (no `interval`). SPO-chain: tokens of probability below `max_prob` = 0.9 are cut points; a
+    segment ends after `interval` of them, wherever in a thought; and they alone are trained, normalised by their
+    number.
 
-    Deviations, beside (a) and (b): (1) equal prefixes of a prompt, its start above all, share their continuations;
-    (2) of SPO-chain: a segment ends with the first thought that holds a cut point, and not after a given number of
-    cut points. The continuations are in the account as discarded rollouts.
+    Deviation, beside (a) and (b): (1) equal prefixes of a prompt, its start above all, share their continuations. The
+    continuations are in the account as discarded rollouts.
     """
 
     name: str
     rollouts: int
     continuations: int
     max_prob: float = 1.0
+    interval: int | None = None
     remark: ClassVar[None] = None
 
     @property
@@ -83,11 +80,11 @@ class ThoughtValues:
         buffer = collect(simulator, roots, keys, Plan(Split((self.rollouts,), ()), Start()))
         traces = buffer.episodes()
         starts = [self._segment_starts(t) for t in traces]
-        states = [(t, int(k)) for t, ks in zip(traces, starts, strict=True) for k in ks]
-        found = prefix_values(simulator, states, self.continuations)
+        states = [(t, int(s)) for t, own in zip(traces, starts, strict=True) for s in own]
+        found = prefix_values(simulator, states, self.continuations, ThoughtTrace.token_prefix)
         _charge(buffer.account, found.rollouts, discarded=True)
-        values = np.split(found.values, np.cumsum([len(ks) for ks in starts])[:-1])
-        rows = [self._row(t, ks, v) for t, ks, v in zip(traces, starts, values, strict=True)]
+        values = np.split(found.values, np.cumsum([len(own) for own in starts])[:-1])
+        rows = [self._row(t, own, v) for t, own, v in zip(traces, starts, values, strict=True)]
         if self.max_prob < 1.0:
             by_prompt = [rows[i : i + self.rollouts] for i in range(0, len(rows), self.rollouts)]
             rows = [row for own in by_prompt for row in _normalised(own)]
@@ -95,14 +92,17 @@ class ThoughtValues:
         return Roll(rows, buffer, [_MEAN(r[None])[0] for r in shown])
 
     def _segment_starts(self, trace: ThoughtTrace) -> NDArray[np.int64]:
-        """The thoughts at which a segment begins: the first one, and each one after a thought with a cut point."""
-        cut = np.unique(thought_tokens(trace)[_decisive(trace, self.max_prob)]) + 1
-        return np.unique(np.append(cut[cut < trace.num_decisions], 0))
+        """The tokens at which segments begin, the first one of the response among them."""
+        if self.interval is not None:
+            ends = np.flatnonzero(_decisive(trace, self.max_prob))[self.interval - 1 :: self.interval] + 1
+        else:
+            ends = np.array(trace.ends[:-1], dtype=np.int64)
+        return np.unique(np.append(ends[ends < len(trace.ids)], 0))
 
     def _row(self, trace: ThoughtTrace, starts: NDArray[np.int64], values: NDArray[np.float64]) -> Row:
-        """Advantages of tokens: those of their thought's segment."""
+        """Advantages of tokens: those of their segment."""
         steps = np.diff(np.append(values, trace.outcome))
-        segment_T = np.searchsorted(starts, thought_tokens(trace), side="right") - 1
+        segment_T = np.searchsorted(starts, np.arange(len(trace.ids)), side="right") - 1
         mask = _decisive(trace, self.max_prob)
         return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, steps[segment_T], 0.0))
 
@@ -119,18 +119,18 @@ def _charge(account: Account, rollouts: Sequence[ThoughtTrace], discarded: bool 
 
 
 @dataclass(frozen=True)
-class ThoughtTree:
+class SegmentTree:
     """SPO-tree (arXiv 2505.23564) and TreeRPO (TRL issue 4177): a balanced tree of segments, advantages among siblings.
 
-    ``branching`` (2, 4) draws 2 first segments of `segment` thoughts and 4 continuations of each: 8 leaves. The value
-    of a leaf is its outcome, that of a node the mean of its leaves, and a segment's advantage compares its end with
-    the ends of its siblings. Every segment is trained once, and each trained token of a prompt's tree weighs the same.
-    SPO-tree: r - mean, and only tokens of probability below `max_prob` = 0.9. TreeRPO: (r - mean)/std, all tokens.
+    ``branching`` (2, 4) draws 2 first segments of `segment` thoughts or tokens (`unit`; tokens are SPO's) and 4
+    continuations of each: 8 leaves. The value of a leaf is its outcome, that of a node the mean of its leaves, and a
+    segment's advantage compares its end with the ends of its siblings. Every segment is trained once, and each trained
+    token of a prompt's tree weighs the same. SPO-tree: r - mean, and only tokens of probability below `max_prob` = 0.9.
+    TreeRPO: (r - mean)/std, all tokens.
 
-    Deviations, beside (a) and (b): (1) segments are counted in thoughts, not in tokens; (2) a response too short for
-    its next branching point branches before its last thought; (3) a node's first child is the rest of the rollout in
-    which the node was sampled (the same law, and no rollout is thrown away); (4) SPO-tree keeps segments without an
-    advantage in the normaliser.
+    Deviations, beside (a) and (b): (1) a response too short for its next branching point branches before its last
+    thought or token; (2) a node's first child is the rest of the rollout in which the node was sampled (the same law,
+    and no rollout is thrown away); (3) SPO-tree keeps segments without an advantage in the normaliser.
     """
 
     name: str
@@ -138,6 +138,7 @@ class ThoughtTree:
     segment: int
     estimator: AdvantageEstimator
     max_prob: float = 1.0
+    unit: SegmentUnit = "thoughts"
     remark: ClassVar[None] = None
 
     @property
@@ -159,7 +160,8 @@ class ThoughtTree:
     ) -> tuple[list[list[ThoughtTrace]], list[list[NDArray[np.int64]]]]:
         """The leaves of each prompt's tree in order of their paths, and for each level below the first its nodes' cuts.
 
-        Level by level: the nodes of a level are the rollouts so far, each of which is re-entered at its cut.
+        Level by level: the nodes of a level are the rollouts so far, each of which is re-entered at its cut, a number
+        of tokens.
         """
         first = self.branching[0]
         slots = [(i, key.at(phase=Phase.BASE, slot=j)) for i, key in enumerate(keys) for j in range(first)]
@@ -170,15 +172,22 @@ class ThoughtTree:
         for level, width in enumerate(self.branching[1:], 1):
             prefixes, prefix_keys = [], []
             for i, own in enumerate(nodes):
-                at = np.array([min(level * self.segment, max(t.num_decisions - 1, 0)) for t in own])
+                at = np.array([self._cut(t, level) for t in own])
                 cuts[i].append(at)
-                prefixes += [t.prefix(int(k)) for t, k in zip(own, at, strict=True) for _ in range(width - 1)]
+                prefixes += [t.token_prefix(int(c)) for t, c in zip(own, at, strict=True) for _ in range(width - 1)]
                 slot = level << 32
                 prefix_keys += [keys[i].at(phase=Phase.RESET, slot=slot + j) for j in range(len(own) * (width - 1))]
             more = iter(simulator.continue_from(prefixes, prefix_keys))
             nodes = [[leaf for t in own for leaf in (t, *(next(more) for _ in range(width - 1)))] for own in nodes]
             _charge(account, [leaf for own in nodes for j, leaf in enumerate(own) if j % width])
         return nodes, cuts
+
+    def _cut(self, trace: ThoughtTrace, level: int) -> int:
+        """How many tokens of a node are kept; never fewer than it inherited, though it may have added no thought."""
+        if self.unit == "tokens":
+            return min(level * self.segment, max(len(trace.ids) - 1, 0))
+        k = min(level * self.segment, max(trace.num_decisions - 1, 0))
+        return max(trace.ends[k - 1] if k else 0, trace.inherited_tokens)
 
     def segment_advantages(self, outcomes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """For leaf outcomes in path order: the advantage of each node at each level, [b_1], [b_1 b_2], ..."""
@@ -194,7 +203,7 @@ class ThoughtTree:
         below = np.cumprod((1, *self.branching[:0:-1]))[::-1]  # leaves under a node of each level
         path = [i // int(b) for b in below]  # the number of the leaf's node in each level
         ends = np.array([int(at[node]) for at, node in zip(cuts, path, strict=False)])
-        level_T = np.searchsorted(ends, thought_tokens(leaf), side="right")
+        level_T = np.searchsorted(ends, np.arange(len(leaf.ids)), side="right")
         advantage_T = np.array([a[node] for a, node in zip(advantages, path, strict=True)])[level_T]
         mask = _decisive(leaf, self.max_prob)
         return Row(leaf.prompt_ids, leaf.ids, mask, np.where(mask, advantage_T, 0.0))
@@ -207,8 +216,9 @@ class ThoughtTree:
         for prompt, own in enumerate(leaves):
             for node in range(len(own) // width):
                 members = tuple(own[node * width : (node + 1) * width])
-                k = int(cuts[prompt][-1][node]) if cuts[prompt] else 0
-                groups.append(Group(prompt, "reset" if k else "base", members, k))
+                cut = int(cuts[prompt][-1][node])
+                kept = members[0].token_prefix(cut).k
+                groups.append(Group(prompt, "reset" if cut else "base", members, kept))
                 shown.append(self.estimator([[m.outcome for m in members]])[0])
         stride = self.rows_per_prompt // self.branching[0]
         return Rollouts(groups, [], account, [tuple(own[::stride]) for own in leaves]), shown

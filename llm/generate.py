@@ -1,6 +1,6 @@
 """Continue any prefixes, all in one batch, every draw from its own key.
 
-`ThoughtSimulator` is the language model's `cpi.simulate.Simulator`: a prefix is the token ids of prompt and thoughts so
+`ThoughtSimulator` is the language model's `cpi.simulate.Simulator`: a prefix is the token ids of prompt and response so
 far; a continuation runs until a thought with a complete ``\\boxed{...}`` is closed, the end-of-sequence token, or a
 cap.
 
@@ -105,10 +105,13 @@ class TokenText:
 
 
 class ThoughtStop:
-    """A response is over when a thought with a complete box is closed, or when a thought or their number is too big."""
+    """A response is over when a thought with a complete box is closed, or when a thought or their number is too big.
 
-    def __init__(self, thoughts_left: int, max_thought_tokens: int) -> None:
-        self.watch = ThoughtWatch()
+    opened: the pieces of a thought that the response begins in; they count towards its length.
+    """
+
+    def __init__(self, thoughts_left: int, max_thought_tokens: int, opened: Sequence[str] = ()) -> None:
+        self.watch = ThoughtWatch(opened)
         self._thoughts_left = thoughts_left
         self._max_thought_tokens = max_thought_tokens
 
@@ -319,7 +322,10 @@ class ThoughtSimulator:
         return Prefix(problem, tuple(ids))
 
     def continue_from(self, prefixes: Sequence[Prefix], keys: Sequence[DrawKey]) -> list[ThoughtTrace]:
-        stops = [ThoughtStop(self.sampling.max_thoughts - p.k, self.sampling.max_thought_tokens) for p in prefixes]
+        stops = [
+            ThoughtStop(self.sampling.max_thoughts - p.k, self.sampling.max_thought_tokens, self._pieces(p.open_ids))
+            for p in prefixes
+        ]
         requests = [
             Request(
                 ids=p.prompt_ids + p.thought_ids,
@@ -338,10 +344,9 @@ class ThoughtSimulator:
 
     def _trace(self, prefix: Prefix, key: DrawKey, row: Sampled, text: str, score: Any) -> ThoughtTrace:
         ids = prefix.thought_ids + tuple(row.ids)
-        watch = ThoughtWatch()
-        for token in row.ids:
-            watch.push(self._text(token))
-        ends = [*prefix.ends, *(len(prefix.thought_ids) + e for e in watch.ends)]
+        watch = ThoughtWatch(self._pieces(prefix.open_ids + tuple(row.ids)))
+        closed = len(prefix.thought_ids) - len(prefix.open_ids)
+        ends = [*prefix.ends, *(closed + e for e in watch.ends)]
         if watch.has_open_text:  # cut off in the middle of a thought: the last thought is an unfinished one
             ends.append(len(ids))
         spans = zip([0, *ends[:-1]], ends, strict=True) if ends else []
@@ -358,7 +363,11 @@ class ThoughtSimulator:
             finished=row.over,
             logprobs=tuple(row.logprobs),
             entropies=tuple(row.entropies),
+            start_tokens=len(prefix.open_ids),
         )
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._text(token) for token in ids]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -18,7 +18,7 @@ from cpi.advantages import AdvantageEstimator, LeaveOneOut, MeanBaseline, ZScore
 from cpi.draws import DrawKey
 from cpi.groups import FirstFailure, Group, IntactBase, Plan, SeedPolicy, Split, collect, group_advantages
 from cpi.resets import Cost, Noisy, ResetSampler, Start, UniformWithinEpisode
-from llm.baselines import CritiqueGRPO, SCoRe, ThoughtTree, ThoughtValues
+from llm.baselines import CritiqueGRPO, SCoRe, SegmentTree, SegmentUnit, SegmentValues
 from llm.config import ConfigError, option
 from llm.generate import ThoughtSimulator
 from llm.localize import Asked, EntropyLocalizer, SelfLocalizer, ValueLocalizer
@@ -295,24 +295,25 @@ def dr_grpo(config: MethodConfig, localizers: Localizers) -> Method:
     return replace(grpo(config, localizers), estimator=ESTIMATORS["mean"], length="constant")
 
 
-def vineppo(config: MethodConfig, localizers: Localizers) -> ThoughtValues:
-    """`llm.baselines.ThoughtValues` on all thoughts of as many rollouts as the split has slots."""
-    return ThoughtValues(config.method, parse_split(config.split).total, config.continuations)
+def vineppo(config: MethodConfig, localizers: Localizers) -> SegmentValues:
+    """`llm.baselines.SegmentValues` on all thoughts of as many rollouts as the split has slots."""
+    return SegmentValues(config.method, parse_split(config.split).total, config.continuations)
 
 
-def spo_chain(config: MethodConfig, localizers: Localizers) -> ThoughtValues:
-    """The same on segments between tokens of low probability."""
-    return replace(vineppo(config, localizers), max_prob=0.9)
+def spo_chain(config: MethodConfig, localizers: Localizers) -> SegmentValues:
+    """The same on segments of `interval` tokens of low probability each."""
+    return replace(vineppo(config, localizers), max_prob=0.9, interval=config.interval)
 
 
-def spo_tree(config: MethodConfig, localizers: Localizers) -> ThoughtTree:
-    """`llm.baselines.ThoughtTree` with r - mean among siblings, on tokens of low probability."""
+def spo_tree(config: MethodConfig, localizers: Localizers) -> SegmentTree:
+    """`llm.baselines.SegmentTree` with r - mean among siblings, on tokens of low probability."""
     branching = parse_branching(config.branching)
-    return ThoughtTree(config.method, branching, config.segment, ESTIMATORS["mean"], max_prob=0.9)
+    unit: SegmentUnit = config.segment_unit  # type: ignore[assignment]  # its choices are checked by llm.config
+    return SegmentTree(config.method, branching, config.segment, ESTIMATORS["mean"], max_prob=0.9, unit=unit)
 
 
-def tree_rpo(config: MethodConfig, localizers: Localizers) -> ThoughtTree:
-    """`llm.baselines.ThoughtTree` with (r - mean)/std among siblings, on all tokens."""
+def tree_rpo(config: MethodConfig, localizers: Localizers) -> SegmentTree:
+    """`llm.baselines.SegmentTree` with (r - mean)/std among siblings, on all tokens."""
     return replace(spo_tree(config, localizers), estimator=ESTIMATORS["zscore"], max_prob=1.0)
 
 
@@ -384,7 +385,7 @@ class MethodConfig:
     )
     answers: int = option(1, "Localisation answers asked for each seed, by localizer self and trained.")
     continuations: int = option(
-        4, "Continuations from each thought for Monte Carlo values: localizer value, vineppo, spo-chain."
+        4, "Continuations from each thought or segment for Monte Carlo values: localizer value, vineppo, spo-chain."
     )
     estimator: str = option("zscore", "How rewards of a group become advantages.", tuple(ESTIMATORS))
     pooled: bool = option(False, "Compare all groups of a prompt together.")
@@ -394,7 +395,9 @@ class MethodConfig:
         get_args(Length),
     )
     branching: str = option("2x4", "Widths of the levels of the tree of spo-tree and treerpo.")
-    segment: int = option(2, "Thoughts between two branchings of that tree.")
+    segment: int = option(2, "Thoughts, or tokens, between two branchings of that tree.")
+    segment_unit: str = option("thoughts", "What segment counts; SPO counts tokens.", get_args(SegmentUnit))
+    interval: int = option(5, "Cut points, that is tokens of probability below 0.9, in a segment of spo-chain.")
     prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
 
 
@@ -404,7 +407,7 @@ def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod
         raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
     if config.rounds != 1 and config.method not in ("rrpo", "srpo", "oracle-srpo"):
         raise ConfigError(f"method {config.method} has no reset groups: --rounds is for rrpo, srpo and oracle-srpo")
-    for name in ("answers", "continuations", "segment"):
+    for name in ("answers", "continuations", "segment", "interval"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     return METHODS[config.method](config, localizers)

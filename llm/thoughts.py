@@ -64,13 +64,16 @@ class ThoughtWatch:
 
     A thought ends after the token that completes the delimiter, even if that token carries further text (a byte pair
     tokenizer may fuse ``>`` and a newline). The response is over when a thought with a complete ``\\boxed{...}`` ends.
+    Pieces given at once count as pushed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: Sequence[str] = ()) -> None:
         self.ends: list[int] = []
         self.over = False
         self._tail = ""
         self._count = 0
+        for piece in pieces:
+            self.push(piece)
 
     def push(self, piece: str) -> None:
         self._count += 1
@@ -94,7 +97,11 @@ class ThoughtWatch:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A reset state: the prompt's token ids and those of the first `k` thoughts, as sampled."""
+    """A reset state: the prompt's token ids and those of the response so far, as sampled.
+
+    ends: for each whole thought the position in `thought_ids` after its last token. A prefix of whole thoughts stops
+    there; one that was cut inside a thought goes on with the first tokens of that thought, `open_ids`.
+    """
 
     problem: Problem
     prompt_ids: tuple[int, ...]
@@ -103,8 +110,13 @@ class Prefix:
 
     @property
     def k(self) -> int:
-        """How many thoughts are kept."""
+        """How many whole thoughts are kept."""
         return len(self.ends)
+
+    @property
+    def open_ids(self) -> tuple[int, ...]:
+        """The tokens of the thought that the prefix ends in; none where it ends between thoughts."""
+        return self.thought_ids[self.ends[-1] if self.ends else 0 :]
 
 
 @dataclass(frozen=True)
@@ -112,8 +124,9 @@ class ThoughtTrace:
     """A finished response (a `cpi.episodes.Episode`): token ids with thought boundaries, text and score.
 
     ids: response token ids, inherited prefix included. ends: for each thought the position in `ids` after its last
-    token, so thought k is ``ids[ends[k-1]:ends[k]]`` and reads `thoughts[k]`. start: thoughts inherited from the reset
-    prefix. finished: it ended by itself and not at a cap. logprobs, entropies: one per generated token (those from
+    token, so thought k is ``ids[ends[k-1]:ends[k]]`` and reads `thoughts[k]`. start: whole thoughts inherited from the
+    reset prefix; start_tokens: tokens inherited beyond them, where the prefix was cut inside thought `start`. finished:
+    it ended by itself and not at a cap. logprobs, entropies: one per generated token (those from
     ``ids[inherited_tokens:]``), under softmax(logits / temperature) before top-p: the policy that is trained.
     """
 
@@ -129,6 +142,7 @@ class ThoughtTrace:
     finished: bool
     logprobs: tuple[float, ...] = ()
     entropies: tuple[float, ...] = ()
+    start_tokens: int = 0
 
     @property
     def num_decisions(self) -> int:
@@ -141,7 +155,7 @@ class ThoughtTrace:
     @property
     def inherited_tokens(self) -> int:
         """Length of the reset prefix in tokens of `ids`: the part that the prefix mask hides from the loss."""
-        return self.ends[self.start - 1] if self.start else 0
+        return (self.ends[self.start - 1] if self.start else 0) + self.start_tokens
 
     @property
     def generated(self) -> int:
@@ -151,6 +165,12 @@ class ThoughtTrace:
         if not 0 <= k < max(self.num_decisions, 1):
             raise IndexError(f"cut {k} is outside 0..{self.num_decisions - 1}")
         return Prefix(self.problem, self.prompt_ids, self.ids[: self.ends[k - 1] if k else 0], self.ends[:k])
+
+    def token_prefix(self, t: int) -> Prefix:
+        """The first t tokens kept, wherever in a thought they end; at a thought's end it is the thought's prefix."""
+        if not 0 <= t < max(len(self.ids), 1):
+            raise IndexError(f"cut {t} is outside the tokens 0..{len(self.ids) - 1}")
+        return Prefix(self.problem, self.prompt_ids, self.ids[:t], tuple(e for e in self.ends if e <= t))
 
 
 class Prompts(Protocol):

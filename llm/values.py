@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cpi.groups import Phase
 from llm.generate import ThoughtSimulator
-from llm.thoughts import ThoughtTrace
+from llm.thoughts import Prefix, ThoughtTrace
 
 __all__ = ["PrefixValues", "episode_number", "prefix_values"]
 
@@ -36,9 +36,14 @@ class PrefixValues:
 
 
 def prefix_values(
-    simulator: ThoughtSimulator, states: Sequence[tuple[ThoughtTrace, int]], continuations: int
+    simulator: ThoughtSimulator,
+    states: Sequence[tuple[ThoughtTrace, int]],
+    continuations: int,
+    cut: Callable[[ThoughtTrace, int], Prefix] = ThoughtTrace.prefix,
 ) -> PrefixValues:
     """V(first k thoughts of episode) for each (episode, k): the mean of `continuations` rollouts, all in one batch.
+
+    With ``cut=ThoughtTrace.token_prefix`` k counts tokens.
 
     Equal prefixes of one prompt are one state: they share their continuations, and so their value.
     """
@@ -46,7 +51,7 @@ def prefix_values(
     state_of = []
     prefixes, keys = [], []
     for episode, k in states:
-        prefix = episode.prefix(k)
+        prefix = cut(episode, k)
         identity = (episode.key.prompt, prefix.thought_ids)
         if identity not in first:
             first[identity] = len(first)

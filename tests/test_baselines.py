@@ -15,12 +15,13 @@ from training import tiny_trainer
 from cpi.advantages import MeanBaseline, ZScore
 from cpi.draws import DrawKey
 from cpi.groups import Phase
-from llm.baselines import CritiqueGRPO, SCoRe, ThoughtTree, ThoughtValues, thought_tokens
+from llm.baselines import CritiqueGRPO, SCoRe, SegmentTree, SegmentValues
 from llm.config import ConfigError
+from llm.generate import Sampled, Sampling, ThoughtSimulator
 from llm.methods import MethodConfig, build_method, parse_branching
 from llm.rewards.base import Score
 from llm.tasks.base import Problem
-from llm.thoughts import Prefix, ThoughtTrace
+from llm.thoughts import BarePrompts, Prefix, ThoughtTrace
 
 PROBLEM = Problem("p", "?", "")
 ROOT = Prefix(PROBLEM, (7, 7))
@@ -74,10 +75,6 @@ def _trace(lengths, logprobs, outcome=0.0):
     )  # fmt: skip
 
 
-def test_tokens_after_the_last_thought_belong_to_it():
-    assert thought_tokens(_trace([2, 1], [-1.0] * 4)).tolist() == [0, 0, 1, 1]
-
-
 # ---- Dr. GRPO
 
 
@@ -104,9 +101,11 @@ def test_dr_grpo_is_trls_dr_grpo_on_rewards_minus_their_mean(tmp_path: Path):
 
 
 def test_vineppo_steps_are_differences_of_values_and_sum_to_outcome_minus_start():
-    method = ThoughtValues("vineppo", rollouts=2, continuations=2)
+    method = SegmentValues("vineppo", rollouts=2, continuations=2)
     trace = _trace([2, 1, 1], [-1.0] * 4, outcome=1.0)
-    row = method._row(trace, np.arange(3), np.array([0.25, 0.5, 0.0]))
+    starts = method._segment_starts(trace)
+    assert starts.tolist() == [0, 2, 3]
+    row = method._row(trace, starts, np.array([0.25, 0.5, 0.0]))
     assert row.advantage_T.tolist() == [0.25, 0.25, -0.5, 1.0]
     assert row.mask_T.all()
 
@@ -125,7 +124,7 @@ def test_vineppo_estimates_the_exact_advantage_of_each_thought():
 
     _, simulator = tree_simulator(theta, right)
     root = simulator.root(simulator.task.problems("train", 1, 0)[0])
-    method = ThoughtValues("vineppo", rollouts=24, continuations=800)
+    method = SegmentValues("vineppo", rollouts=24, continuations=800)
     roll = method.roll(simulator, [root], [DrawKey(seed=1)])
     wrong_late = 0
     for row, trace in zip(roll.rows, roll.rollouts.episodes(), strict=True):
@@ -137,7 +136,7 @@ def test_vineppo_estimates_the_exact_advantage_of_each_thought():
 
 
 def test_the_account_of_vineppo_holds_its_continuations():
-    method = ThoughtValues("vineppo", rollouts=2, continuations=2)
+    method = SegmentValues("vineppo", rollouts=2, continuations=2)
     _, roll = _roll(method, BASE=[1, 0], VALUE=[0] * 20)
     # the start is shared by both rollouts; the two further prefixes of each are its own: 2 + 2 * 2 * 2 continuations
     assert roll.rollouts.account.rollouts == 2 + 10
@@ -145,19 +144,119 @@ def test_the_account_of_vineppo_holds_its_continuations():
     assert roll.rollouts.account.tokens == 6 + 2 * 3 + 4 * (2 + 1)
 
 
-def test_spo_chain_trains_improbable_tokens_and_skips_values_where_nothing_was_decided():
-    """Thoughts of tokens (sure), (sure, unsure), (sure), (unsure): segments end after thoughts 1 and 3."""
-    method = ThoughtValues("spo-chain", rollouts=2, continuations=2, max_prob=0.9)
-    trace = _trace([1, 2, 1, 1], [-0.01, -0.01, -1.0, -0.02, -0.5], outcome=0.0)
+def test_tokens_after_the_last_thought_belong_to_its_segment():
+    trace = _trace([2, 1], [-1.0] * 4, outcome=1.0)
+    method = SegmentValues("vineppo", rollouts=2, continuations=2)
     starts = method._segment_starts(trace)
-    assert starts.tolist() == [0, 2]
-    row = method._row(trace, starts, np.array([0.5, 0.75]))
-    assert row.mask_T.tolist() == [False, False, True, False, True]
-    assert row.advantage_T.tolist() == [0.0, 0.0, 0.25, 0.0, -0.75]
+    assert method._row(trace, starts, np.array([0.25, 0.5])).advantage_T.tolist() == [0.25, 0.25, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("interval", "starts", "values", "advantages"),
+    [
+        (1, [0, 3, 5], [0.5, 0.75, 0.25], [0, 0, 0.25, 0, -0.5, 0.75]),  # the last cut point ends the response
+        (2, [0, 5], [0.5, 0.125], [0, 0, -0.375, 0, -0.375, 0.875]),
+        (3, [0], [0.5], [0, 0, 0.5, 0, 0.5, 0.5]),
+        (4, [0], [0.5], [0, 0, 0.5, 0, 0.5, 0.5]),
+    ],
+)
+def test_a_segment_of_spo_chain_ends_after_its_cut_points_wherever_in_a_thought(interval, starts, values, advantages):
+    """Thoughts of tokens (sure, sure, unsure, sure), (unsure, unsure): cut points at tokens 2, 4 and 5."""
+    method = SegmentValues("spo-chain", rollouts=2, continuations=2, max_prob=0.9, interval=interval)
+    trace = _trace([4, 2], [-0.01, -0.01, -1.0, -0.02, -0.5, -0.7], outcome=1.0)
+    assert method._segment_starts(trace).tolist() == starts
+    row = method._row(trace, method._segment_starts(trace), np.array(values))
+    assert row.mask_T.tolist() == [False, False, True, False, True, True]
+    assert row.advantage_T.tolist() == advantages
+
+
+class _Letters:
+    """A tokenizer of single letters, and a backend that goes on with a written response; letters of `unsure` are."""
+
+    def __init__(self, response, unsure=""):
+        self.response, self.unsure, self.asked = response, unsure, []
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
+    def sample(self, requests, temperature, top_p):
+        self.asked += requests
+        return [self._row(r) for r in requests]
+
+    def _row(self, request):
+        done = len(request.ids) - len("?\n")
+        ids, over = [], False
+        for c in self.response[done : done + request.max_tokens]:
+            ids.append(ord(c))
+            over = request.stop.push(c)
+            if over:
+                break
+        logprobs = [-1.0 if chr(i) in self.unsure else -0.01 for i in ids]
+        return Sampled(ids, logprobs, [0.0] * len(ids), over)
+
+
+class _Marks:
+    """A task that gives each response in turn the next of some marks."""
+
+    def __init__(self, *marks):
+        self.marks = iter(marks)
+
+    def score(self, problems, texts):
+        return [Score(next(self.marks), "correct") for _ in texts]
+
+
+def _written(response, unsure="", marks=(), **sampling):
+    letters = _Letters(response, unsure)
+    simulator = ThoughtSimulator(letters, letters, _Marks(*marks), BarePrompts(), Sampling(**sampling))
+    return letters, simulator, simulator.root(PROBLEM)
+
+
+RESPONSE = "ab</thought>c</thought>\\boxed{1}</thought>"
+
+
+@pytest.mark.parametrize("sampling", [{}, {"max_thought_tokens": 14}, {"max_thoughts": 2}, {"max_tokens": 21}], ids=str)
+def test_a_response_re_entered_at_any_token_goes_on_as_it_did(sampling):
+    """Every cut of a response whose delimiter is ten tokens long, whole or stopped at one of the caps."""
+    _, simulator, root = _written(RESPONSE, marks=[0.5] * 99, **sampling)
+    (trace,) = simulator.continue_from([root], [DrawKey(seed=0)])
+    cuts = range(len(trace.ids))
+    again = simulator.continue_from([trace.token_prefix(t) for t in cuts], [DrawKey(seed=0)] * len(cuts))
+    for t, suffix in zip(cuts, again, strict=True):
+        assert (suffix.ids, suffix.ends, suffix.thoughts) == (trace.ids, trace.ends, trace.thoughts)
+        assert (suffix.text, suffix.finished) == (trace.text, trace.finished)
+        assert (suffix.inherited_tokens, suffix.generated) == (t, len(trace.ids) - t)
+        assert suffix.start == sum(e <= t for e in trace.ends)
+        assert len(suffix.logprobs) == suffix.generated
+    for k in range(trace.num_decisions):
+        assert trace.token_prefix(trace.ends[k - 1] if k else 0) == trace.prefix(k)
+    with pytest.raises(IndexError, match="outside the tokens"):
+        trace.token_prefix(len(trace.ids))
+
+
+def test_spo_chain_takes_values_in_the_middle_of_thoughts():
+    """Unsure letters a, c and the 1 in the box: with two cut points a segment, V at the start and after c."""
+    marks = [1, 0, *(0, 1, 1, 1), *(1, 1, 1, 0)]  # rollouts, from the start, after c
+    method = SegmentValues("spo-chain", rollouts=2, continuations=4, max_prob=0.9, interval=2)
+    letters, simulator, root = _written(RESPONSE, "ac1", marks)
+    roll = method.roll(simulator, [root], [DrawKey(seed=0)])
+    after_c = RESPONSE.index("c") + 1
+    # both rollouts are the same response, so their prefixes are shared
+    assert [len(r.ids) - 2 for r in letters.asked] == [0] * 2 + [0] * 4 + [after_c] * 4
+    cut_points = [0, after_c - 1, RESPONSE.index("1")]
+    # V: 3/4 at the start, 3/4 after c; outcomes 1 and 0. Six trained tokens in all, three a row
+    for row, last in zip(roll.rows, (0.25, -0.75), strict=True):
+        assert np.flatnonzero(row.mask_T).tolist() == cut_points
+        assert row.advantage_T[cut_points].tolist() == [0.0, 0.0, last]
+    account = roll.rollouts.account
+    assert account.rollouts == 2 + 8
+    assert account.tokens == 2 * len(RESPONSE) + 4 * len(RESPONSE) + 4 * (len(RESPONSE) - after_c)
 
 
 def test_spo_normalises_by_the_number_of_trained_tokens_of_a_prompt():
-    method = ThoughtValues("spo-chain", rollouts=2, continuations=1, max_prob=0.9)
+    method = SegmentValues("spo-chain", rollouts=2, continuations=1, max_prob=0.9, interval=1)
     _, roll = _roll(method, BASE=[1, 0], VALUE=[0.5] * 20)
     # logprobs (-.01, -1, -2): two of three tokens of each rollout are trained, four in all; V = 1/2 wherever asked
     weights = [row.advantage_T / row.mask_T.sum() / len(roll.rows) for row in roll.rows]
@@ -169,11 +268,11 @@ def test_spo_normalises_by_the_number_of_trained_tokens_of_a_prompt():
 
 
 def test_values_go_up_the_tree_and_siblings_are_compared():
-    tree = ThoughtTree("spo-tree", (2, 4), 1, MeanBaseline())
+    tree = SegmentTree("spo-tree", (2, 4), 1, MeanBaseline())
     nodes, leaves = tree.segment_advantages(np.array([1.0, 0, 0, 0, 1, 1, 1, 0]))
     assert nodes.tolist() == [-0.25, 0.25]
     assert leaves.tolist() == [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75]
-    deep = ThoughtTree("treerpo", (2, 2, 2), 1, ZScore(0, 0.0))
+    deep = SegmentTree("treerpo", (2, 2, 2), 1, ZScore(0, 0.0))
     top, middle, bottom = deep.segment_advantages(np.array([1.0, 1, 1, 0, 0, 0, 0, 0]))
     assert top.tolist() == [1, -1]
     assert middle.tolist() == [1, -1, 0, 0]
@@ -185,7 +284,7 @@ def test_every_segment_of_the_tree_is_trained_exactly_once_with_its_own_advantag
     """Responses of three thoughts of one token, one thought a segment, the last one to the end."""
     leaves = int(np.prod(branching))
     outcomes = np.random.default_rng(0).integers(0, 2, size=64)
-    tree = ThoughtTree("treerpo", branching, 1, MeanBaseline())
+    tree = SegmentTree("treerpo", branching, 1, MeanBaseline())
     _, roll = _roll(tree, BASE=outcomes, RESET=outcomes[8:])
     account = roll.rollouts.account
     assert len(roll.rows) == account.rollouts == leaves
@@ -209,13 +308,46 @@ def test_every_segment_of_the_tree_is_trained_exactly_once_with_its_own_advantag
 
 
 def test_a_short_response_branches_before_its_last_thought():
-    tree = ThoughtTree("spo-tree", (2, 2), 9, MeanBaseline())
+    tree = SegmentTree("spo-tree", (2, 2), 9, MeanBaseline())
     _, roll = _roll(tree, BASE=[1, 0], RESET=[0, 1])
     assert [g.k for g in roll.rollouts.groups] == [2, 2]
 
 
+def test_a_tree_of_token_segments_branches_inside_thoughts():
+    """Segments of 3 tokens, the second level's in the middle of the first delimiter; the leaves' marks by hand."""
+    tree = SegmentTree("spo-tree", (2, 2, 2), 3, MeanBaseline(), unit="tokens")
+    marks = [1, 0, *(1, 0), *(0, 0, 1, 0)]  # level by level
+    letters, simulator, root = _written(RESPONSE, marks=marks)
+    roll = tree.roll(simulator, [root], [DrawKey(seed=0)])
+    assert [len(r.ids) - 2 for r in letters.asked] == [0] * 2 + [3] * 2 + [6] * 4
+    # leaves in path order: (1, new 0), (new 1, new 0), (0, new 1), (new 0, new 0)
+    assert [e.outcome for g in roll.rollouts.groups for e in g.episodes] == [1, 0, 1, 0, 0, 1, 0, 0]
+    n = len(RESPONSE)
+    trained = 2 * 3 + 4 * 3 + 8 * (n - 6)
+    last = roll.rows[7]
+    assert last.mask_T.tolist() == [False] * 6 + [True] * (n - 6)
+    np.testing.assert_allclose(last.advantage_T[6:], 0.0)  # its sibling failed as well
+    fifth = roll.rows[4]  # first leaf of the second half: all of its tokens are its own
+    assert fifth.mask_T.all()
+    factor = 8 * n / trained
+    np.testing.assert_allclose(fifth.advantage_T[:3], -0.125 * factor)  # 1/4 against 1/2
+    np.testing.assert_allclose(fifth.advantage_T[3:6], 0.25 * factor)  # 1/2 against 0
+    np.testing.assert_allclose(fifth.advantage_T[6:], -0.5 * factor)  # 0 against 1
+    assert {g.k for g in roll.rollouts.groups} == {0}
+    assert {g.kind for g in roll.rollouts.groups} == {"reset"}
+
+
+def test_a_node_that_adds_no_thought_is_re_entered_where_it_began():
+    """A suffix that ends at once keeps what it inherited: its next cut is there, and not one thought earlier."""
+    tree = SegmentTree("treerpo", (2, 2, 2), 1, MeanBaseline())
+    whole = _trace([2, 2], [-1.0] * 5)
+    ended = replace(whole, ids=whole.ids[:3], ends=(2,), thoughts=("x",), start=1)
+    assert tree._cut(whole, 1) == 2
+    assert tree._cut(ended, 2) == ended.inherited_tokens == 2
+
+
 def test_spo_tree_trains_improbable_tokens_only():
-    tree = ThoughtTree("spo-tree", (2, 2), 1, MeanBaseline(), max_prob=0.9)
+    tree = SegmentTree("spo-tree", (2, 2), 1, MeanBaseline(), max_prob=0.9)
     _, roll = _roll(tree, BASE=[1, 0], RESET=[0, 1])
     assert [row.mask_T.tolist() for row in roll.rows] == [[False, True, True]] * 4
 

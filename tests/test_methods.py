@@ -91,6 +91,7 @@ def test_a_group_below_two_is_one_clear_line(text):
         ),
         ({"answers": 0}, "answers must be at least 1"),
         ({"continuations": 0}, "continuations must be at least 1"),
+        ({"method": "spo-chain", "interval": 0}, "interval must be at least 1"),
         ({"localizer": "noisy", "noise_exact": 1.1}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_exact": float("nan")}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_shift": 0}, "noise_shift must not be 0"),
@@ -252,6 +253,7 @@ def test_an_attempt_that_does_not_fit_the_context_beside_another_is_one_clear_li
     {"localizer": "entropy", "split": "4/2+2", "share_seed": True, "estimator": "loo", "pooled": True},
     {"localizer": "trained", "split": "2/2+2", "share_seed": True, "answers": 3},
     {"localizer": "noisy", "noise_exact": 0.5, "noise_shift": 1},
+    {"method": "spo-tree", "segment_unit": "tokens", "segment": 7, "branching": "2x2x2"},
     {"localizer": "oracle", "split": "4/2+2", "rounds": 2},
     {"localizer": "random", "split": "/2+2", "length": "whole", "estimator": "mean", "prefix_mask": False},
 ], ids=lambda s: "-".join(map(str, s.values())))  # fmt: skip
