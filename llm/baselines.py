@@ -3,14 +3,15 @@
 Each is a frozen dataclass with a `roll` (`llm.objective.TrainingMethod`): sample, compare, hand over rows of the loss.
 The deviations from the source are numbered in its docstring; to all of them applies that
 
-  (a) by default there is one on-policy update per batch, so a ratio is 1 and PPO's clip does not bind; no KL term;
+  (a) by default there is one on-policy update per batch, so a ratio is 1 and PPO's clip does not bind; no KL term but
+      SCoRe's;
   (b) rows are averaged as in `llm.objective`, with the method's own normaliser as a factor on the advantages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -45,10 +46,7 @@ def _normalised(rows: list[Row]) -> list[Row]:
     sizes = [int(row.mask_T.sum()) for row in rows]
     total = max(sum(sizes), 1)
     factors = [len(rows) * size / total for size in sizes]
-    return [
-        Row(row.prompt_ids, row.completion_ids, row.mask_T, row.advantage_T * factor)
-        for row, factor in zip(rows, factors, strict=True)
-    ]
+    return [replace(row, advantage_T=row.advantage_T * factor) for row, factor in zip(rows, factors, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class SegmentValues:
     continuations: int
     max_prob: float = 1.0
     interval: int | None = None
+    needs_reference: ClassVar[bool] = False
     remark: ClassVar[None] = None
 
     @property
@@ -139,6 +138,7 @@ class SegmentTree:
     estimator: AdvantageEstimator
     max_prob: float = 1.0
     unit: SegmentUnit = "thoughts"
+    needs_reference: ClassVar[bool] = False
     remark: ClassVar[None] = None
 
     @property
@@ -232,9 +232,13 @@ def _revise(
     return list(simulator.continue_from(prefixes, [t.key.at(phase=phase) for t in attempts]))
 
 
-def _whole(trace: ThoughtTrace, advantage: float) -> Row:
-    mask = own_tokens(trace)
-    return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage, 0.0))
+def _whole(trace: ThoughtTrace, advantage: float, longest: int, beta: float = 0.0) -> Row:
+    """REINFORCE on a whole response: the sum over its tokens, up to the constant 1/longest."""
+    size = len(trace.ids)
+    factor = size / longest
+    return Row(
+        trace.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), np.full(size, advantage * factor), kl=beta * factor
+    )
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,7 @@ class CritiqueGRPO:
     name: str
     originals: int
     gamma: float = 0.1
+    needs_reference: ClassVar[bool] = False
     remark: ClassVar[str] = (
         "The solution above is incorrect. Solve the problem again, correctly, keeping to the same rules for steps."
     )
@@ -298,20 +303,23 @@ class CritiqueGRPO:
 
 @dataclass(frozen=True)
 class SCoRe:
-    """SCoRe (arXiv 2409.12917), stage II: two attempts, and a bonus for having got better.
+    """SCoRe (arXiv 2409.12917): two attempts; first the second one learns, then there is a bonus for getting better.
 
     Each first attempt y1 is followed by a second one y2 that sees y1 and a hedged instruction, whether y1 is right or
-    not. y1 is trained with r(y1), y2 with r(y2) + alpha (r(y2) - r(y1)), by REINFORCE without a baseline.
+    not. Both are trained by REINFORCE without a baseline. Stage I, the steps before `stage1_steps`: y2 is trained with
+    r(y2), and beta KL(pi(y1) || initial model) holds the first attempt where it is (`llm.objective.Row.kl`). Stage II:
+    y1 is trained with r(y1), y2 with r(y2) + alpha (r(y2) - r(y1)).
 
-    Deviations, beside (a) and (b): (1) stage I, which trains y2 while a KL term ties y1 to the initial model, is left
-    out: it needs a second copy of the model; (2) y2 sees y1 as text that is encoded anew. Without stage I and without
-    a KL term, a model that cannot use a second attempt (the embedded one was never shown any) collapses: use
-    SCoRe with an instruction-tuned model.
+    Deviations, beside (a) and (b): (1) there is no further KL term, neither on y2 nor in stage II; (2) y2 sees y1 as
+    text that is encoded anew. A model that cannot use a second attempt (the embedded one was never shown any) collapses
+    in stage II: use SCoRe with an instruction-tuned model.
     """
 
     name: str
     pairs: int
     alpha: float = 10.0
+    stage1_steps: int = 0
+    beta: float = 0.1
     remark: ClassVar[str] = (
         "There may be an error in the solution above. Look for it, correct it if there is one, and write out the "
         "whole solution again, keeping to the same rules for steps."
@@ -321,17 +329,23 @@ class SCoRe:
     def rows_per_prompt(self) -> int:
         return 2 * self.pairs
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.stage1_steps > 0 and self.beta > 0
+
     def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
         buffer = collect(simulator, roots, keys, Plan(Split((self.pairs,), ()), Start()))
         first = buffer.episodes()
         second = _revise(simulator, first, self.remark, Phase.REVISE)
         _charge(buffer.account, second)
         r1, r2 = (np.array([t.outcome for t in ts]).reshape(-1, self.pairs) for ts in (first, second))
-        shown_P = np.concatenate([r1, r2 + self.alpha * (r2 - r1)], axis=1)
+        stage1 = keys[0].step < self.stage1_steps
+        weighed = (np.zeros_like(r1), r2) if stage1 else (r1, r2 + self.alpha * (r2 - r1))
+        beta, longest = self.beta * stage1, simulator.sampling.max_tokens
         groups, rows = [], []
-        for prompt, shown in enumerate(shown_P):
+        for prompt, (a1, a2) in enumerate(zip(*weighed, strict=True)):
             own = slice(prompt * self.pairs, (prompt + 1) * self.pairs)
-            members = (*first[own], *second[own])
-            groups.append(Group(prompt, "base", members))
-            rows += [_whole(t, float(a)) for t, a in zip(members, shown, strict=True)]
-        return Roll(rows, Rollouts(groups, [], buffer.account, buffer.fresh), list(shown_P))
+            groups.append(Group(prompt, "base", (*first[own], *second[own])))
+            rows += [_whole(t, float(a), longest, beta) for t, a in zip(first[own], a1, strict=True)]
+            rows += [_whole(t, float(a), longest) for t, a in zip(second[own], a2, strict=True)]
+        return Roll(rows, Rollouts(groups, [], buffer.account, buffer.fresh), list(np.concatenate(weighed, axis=1)))

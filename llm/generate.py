@@ -37,6 +37,7 @@ __all__ = [
     "ThoughtStop",
     "TokenText",
     "TransformersBackend",
+    "evaluating",
 ]
 
 
@@ -152,7 +153,7 @@ class TransformersBackend:
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
         out: list[Sampled] = [Sampled([], [], [], False)] * len(requests)
         longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].ids))
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             for begin in range(0, len(requests), self.max_rows):
                 chunk = longest_first[begin : begin + self.max_rows]
                 rows = _Rows(self.model, [requests[i] for i in chunk], self, temperature, top_p)
@@ -162,7 +163,7 @@ class TransformersBackend:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """No dropout, and a cache even under gradient checkpointing, which is off outside training mode."""
     was_training = model.training
     model.eval()

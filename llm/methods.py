@@ -129,6 +129,7 @@ class Method:
     length: Length = "own"
     prefix_mask: bool = True
     trained: SelfLocalizer | None = None
+    needs_reference: ClassVar[bool] = False
     remark: ClassVar[None] = None
 
     @property
@@ -324,7 +325,10 @@ def critique_grpo(config: MethodConfig, localizers: Localizers) -> CritiqueGRPO:
 
 def score(config: MethodConfig, localizers: Localizers) -> SCoRe:
     """`llm.baselines.SCoRe`; two slots make a pair of attempts."""
-    return SCoRe(config.method, _half(config))
+    for name in ("score_stage1_steps", "score_beta"):
+        if not getattr(config, name) >= 0:
+            raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
+    return SCoRe(config.method, _half(config), stage1_steps=config.score_stage1_steps, beta=config.score_beta)
 
 
 def _half(config: MethodConfig) -> int:
@@ -398,6 +402,8 @@ class MethodConfig:
     segment: int = option(2, "Thoughts, or tokens, between two branchings of that tree.")
     segment_unit: str = option("thoughts", "What segment counts; SPO counts tokens.", get_args(SegmentUnit))
     interval: int = option(5, "Cut points, that is tokens of probability below 0.9, in a segment of spo-chain.")
+    score_stage1_steps: int = option(10, "Steps of score's stage I, which trains second attempts; 0 for none.")
+    score_beta: float = option(0.1, "Weight of the KL to the initial model that holds first attempts in stage I.")
     prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
 
 

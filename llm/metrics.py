@@ -41,7 +41,10 @@ __all__ = ["merge", "step_metrics", "step_sums"]
 def step_sums(
     rollouts: Rollouts[ThoughtTrace], advantages: Sequence[NDArray[np.float64]], task: Task, answers: Mapping[str, int]
 ) -> dict[str, float]:
-    """Sums over the prompts of one process. `answers` counts the localiser's parse statuses of this step."""
+    """Sums over the prompts of one process. `answers` counts the localiser's parse statuses of this step.
+
+    kl and tied, the log-ratios to the initial model and the number of responses tied to it, are the trainer's to fill.
+    """
     fresh = [t for ts in rollouts.fresh for t in ts]
     reset = [t for g in rollouts.groups if g.kind == "reset" for t in g.episodes]
     trained = rollouts.episodes()
@@ -60,6 +63,8 @@ def step_sums(
         "groups_with_signal": sum(bool(np.any(a != 0)) for a in advantages),
         **{f"verifier/{status}": float(statuses[status]) for status in ("unparsable", "timeout", "error")},
         **{f"answers/{status}": float(n) for status, n in answers.items()},
+        "kl": 0.0,
+        "tied": 0.0,
         **token_signal.step_sums(rollouts.groups, advantages),
         **_localisation_sums(rollouts.localisations, task),
         **_coverage_sums([t for t in fresh if failed(t)], task),
@@ -118,6 +123,7 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
         "localiser_clean": _ratio(sums, "clean", "known"),
         "localiser_deviation": _ratio(sums, "deviation", "known"),
         "mean_cut": _ratio(sums, "cut_sum", "cuts"),
+        "kl": _ratio(sums, "kl", "tied"),
         "kappa": _ratio(sums, "accepted_G", "seeds_known"),
         "rho": _ratio(sums, "accepted_G", "accepted"),
         "p": _ratio(sums, "states_G", "states"),

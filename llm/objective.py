@@ -34,6 +34,10 @@ class Row:
 
     shaping: 0 for a response of the policy itself; gamma > 0 for one sampled in another context, whose tokens enter
     the objective as p / (p + gamma) in place of the importance ratio (Critique-GRPO).
+
+    kl: the weight of a penalty KL(pi(. | context) || initial model) on the objective, estimated on this response, which
+    the policy must have sampled in this context; 0 for none. It is on the scale of the advantages, so a factor on them
+    belongs on it too.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +45,7 @@ class Row:
     mask_T: NDArray[np.bool_]
     advantage_T: NDArray[np.float64]
     shaping: float = 0.0
+    kl: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class TrainingMethod(Protocol):
 
     @property
     def rows_per_prompt(self) -> int: ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether rows may have a KL weight, so that the initial model must be kept."""
+        ...
 
     @property
     def remark(self) -> str | None:

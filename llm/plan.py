@@ -92,16 +92,22 @@ def _activation_bytes(architecture: Any, rows: int, length: int, dtype: str, che
     return int(body + logits)
 
 
-def make_plan(config: Any, place: str, rows_per_prompt: int, prompt_tokens: int, processes: int) -> Plan:
-    """The plan of a `TrainConfig` for the model at `place`, with prompts of at most `prompt_tokens` tokens."""
+def make_plan(
+    config: Any, place: str, rows_per_prompt: int, prompt_tokens: int, processes: int, reference: bool = False
+) -> Plan:
+    """The plan of a `TrainConfig` for the model at `place`, with prompts of at most `prompt_tokens` tokens.
+
+    reference: the method keeps the initial model, which without an adapter is a second copy of the weights.
+    """
     architecture = load_architecture(place)
     parameters, trained = count_parameters(architecture, config.lora_rank if config.lora else None)
     length = prompt_tokens + config.max_tokens
     local_rows = config.prompts * rows_per_prompt // processes
+    weights = (parameters - trained * config.lora) * _BYTES[config.dtype] + 4 * trained * config.lora
     return Plan(
         parameters=parameters,
         trained=trained,
-        weights=(parameters - trained * config.lora) * _BYTES[config.dtype] + 4 * trained * config.lora,
+        weights=weights * 2 if reference and not config.lora else weights,
         optimiser=trained * 3 * (4 if config.lora else _BYTES[config.dtype]),
         cache=cache_bytes(architecture, min(config.sample_rows, local_rows), length, config.dtype),
         activations=_activation_bytes(

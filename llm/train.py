@@ -187,6 +187,12 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
     )
 
 
+def _lora(config: TrainConfig) -> LoraConfig | None:
+    if not config.lora:
+        return None
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
+
+
 class _Reporter:
     """Progress bar, metrics and samples of a run; on the main process only."""
 
@@ -262,8 +268,10 @@ def _train(trainer: ResetTrainer, checkpoint: Path | None, run: RunFolder) -> No
 def _dry_run(config: TrainConfig) -> dict[str, Any]:
     """The plan of a run from configs alone: no weights of its model are loaded, no data fetched, nothing written."""
     task = load_task(config.task)
-    rows = build_method(config, _world(config, task, "tiny").localizers).rows_per_prompt
-    plan = make_plan(config, resolve_model(config.model), rows, config.max_prompt_tokens, _processes())
+    method = build_method(config, _world(config, task, "tiny").localizers)
+    rows = method.rows_per_prompt
+    model = resolve_model(config.model)
+    plan = make_plan(config, model, rows, config.max_prompt_tokens, _processes(), method.needs_reference)
     print(f"method      {config.method} on {task.name}: {config.steps} steps, {config.prompts} prompts x {rows} rows")
     print(
         f"processes   {_processes()}, {torch.cuda.device_count()} GPUs on this machine; several: accelerate launch "
@@ -298,7 +306,6 @@ def main(config: TrainConfig) -> dict[str, Any]:
             before = measure(world, held_out, config.seed)
             run.write_json("before.json", before)
     reporter = _Reporter(config, run, first_step, world.task)
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
     trainer = ResetTrainer(
         simulator=world.simulator,
         backend=world.backend,
@@ -310,7 +317,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         processing_class=world.tokenizer,
         train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
         args=_trainer_args(config, method.rows_per_prompt, run),
-        peft_config=lora if config.lora else None,
+        peft_config=_lora(config),
     )
     _train(trainer, checkpoint, run)
     reporter.bar.close()

@@ -18,11 +18,15 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
  6. TRL's reward metrics are dropped: they describe its own groups. `log` writes ours.
  7. The order of prompts is a data set written out for the whole run (`schedule`), so there is only one epoch for TRL
     and a run resumed in its third pass over the problems sees what an uninterrupted one sees.
- 8. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
+ 8. `beta` stays 0, which would put a KL term on every row. Rows that ask for one (`llm.objective.Row.kl`) have its
+    score-function gradient in their advantages; the initial model is the model with its adapter off, or a copy that
+    is made before any checkpoint is loaded.
+ 9. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -42,16 +46,17 @@ from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import add_fused_lm_head
 
 from cpi.draws import DrawKey
 from cpi.groups import Rollouts
-from llm.generate import ThoughtSimulator, TransformersBackend
+from llm.generate import ThoughtSimulator, TransformersBackend, evaluating
 from llm.metrics import merge, step_metrics, step_sums
 from llm.objective import Roll, TrainingMethod
 from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
 
-__all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "schedule"]
+__all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "kl_to_go", "schedule"]
 
 _COMPLETE = "complete.json"
 
@@ -105,7 +110,12 @@ class ResetTrainer(GRPOTrainer):
         self._reset_inputs: list[dict[str, Any]] = []
         self._reset_metrics: dict[str, float | None] = {}
         self._reset_roll: Roll
+        keep = method.needs_reference and kwargs.get("peft_config") is None
+        self._reset_reference = copy.deepcopy(kwargs["model"]).requires_grad_(False).eval() if keep else None
         super().__init__(reward_funcs=_no_reward, args=args, rollout_func=self._roll_out, **kwargs)
+        if self._reset_reference is not None:
+            self._reset_reference.to(self.accelerator.device)
+            add_fused_lm_head(self._reset_reference, temperature=self.temperature)
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
 
     @contextmanager
@@ -128,8 +138,11 @@ class ResetTrainer(GRPOTrainer):
         self._reset_inputs = inputs  # rollout_func is handed the prompts only
         outputs: dict[str, Any] = super()._generate_and_score_completions(inputs)
         roll = self._reset_roll
-        outputs["advantages"] = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
+        log_ratio = self._log_ratio(outputs)
+        advantages = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
+        outputs["advantages"] = advantages - self._row_weights("kl") * kl_to_go(log_ratio)
         sums = step_sums(roll.rollouts, roll.advantages, self.simulator.task, roll.answers)
+        sums["kl"], sums["tied"] = float(log_ratio.sum()), float(sum(row.kl > 0 for row in roll.rows))
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
         self.on_step(self._reset_step)
         return outputs
@@ -147,18 +160,41 @@ class ResetTrainer(GRPOTrainer):
         The gradient of p / (p + gamma) is that factor times the gradient of log p, so at the one on-policy step the
         factor on the advantage gives the very gradient. Rows with gamma = 0 are left alone.
         """
-        gamma = [row.shaping for row in self._reset_roll.rows]
-        if not any(gather_object(gamma)):
+        g = self._row_weights("shaping")
+        if not any(gather_object([bool(g.any())])):
             return 1.0
+        p = self._log_probs(self.model, outputs).exp()
+        return torch.where(g > 0, g * p / (p + g) ** 2, 1.0)
+
+    def _log_ratio(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """log pi - log initial model of the trained tokens of rows with a KL weight, [rows, width]; 0 elsewhere."""
+        tied = self._row_weights("kl") > 0
+        mask = outputs["completion_mask"] * outputs["tool_mask"] * tied
+        if not any(gather_object([bool(tied.any())])):
+            return mask.float()
+        log_p = self._log_probs(self.model, outputs)
+        if self._reset_reference is not None:
+            log_ref = self._log_probs(self._reset_reference, outputs)
+        else:
+            with self.accelerator.unwrap_model(self.model).disable_adapter():
+                log_ref = self._log_probs(self.model, outputs)
+        return torch.where(mask > 0, log_p - log_ref, 0.0)
+
+    def _row_weights(self, name: str) -> torch.Tensor:
+        """The field `name` of the rows, [rows, 1]."""
+        weights = [getattr(row, name) for row in self._reset_roll.rows]
+        return torch.tensor(weights, dtype=torch.float32, device=self.accelerator.device)[:, None]
+
+    def _log_probs(self, model: Any, outputs: dict[str, Any]) -> torch.Tensor:
+        """log p of every response token, [rows, width], at the sampling temperature, without dropout."""
         ids = torch.cat([outputs["prompt_ids"], outputs["completion_ids"]], dim=1)
         mask = torch.cat([outputs["prompt_mask"], outputs["completion_mask"]], dim=1)
         width = outputs["completion_ids"].shape[1]
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             log_p, _, _ = self._get_per_token_logps_and_entropies(
-                self.model, ids, mask, width, batch_size=self.args.per_device_train_batch_size
+                model, ids, mask, width, batch_size=self.args.per_device_train_batch_size
             )
-        g = torch.tensor(gamma, device=ids.device)[:, None]
-        return torch.where(g > 0, g * log_p.exp() / (log_p.exp() + g) ** 2, 1.0)
+        return torch.as_tensor(log_p)
 
     def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """A method's rows, those of a prompt together; TRL repeats a prompt `num_generations` times, side by side."""
@@ -219,6 +255,16 @@ class ResetTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (folder / _COMPLETE).write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
+
+
+def kl_to_go(log_ratio: torch.Tensor) -> torch.Tensor:
+    """Sums over s >= t of a response's log-ratios log pi(y_s) - log ref(y_s), [rows, width].
+
+    For y ~ pi, sum_t grad log pi(y_t) kl_to_go_t is an unbiased estimate of grad KL(pi || ref): the score function's
+    gradient of E sum_s log-ratio_s, without the terms s < t, which have mean zero, and grad log pi(y_s) itself has too.
+    So subtracting beta kl_to_go from the advantages of sampled responses is a penalty beta KL. It is 0 at pi = ref.
+    """
+    return log_ratio.flip(1).cumsum(1).flip(1)
 
 
 def _no_reward(unused: list[float], **_: Any) -> list[float]:

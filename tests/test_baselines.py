@@ -11,6 +11,7 @@ import pytest
 import torch
 from scripted import actions_of, tree_simulator
 from training import tiny_trainer
+from transformers import AutoModelForCausalLM
 
 from cpi.advantages import MeanBaseline, ZScore
 from cpi.draws import DrawKey
@@ -20,8 +21,10 @@ from llm.config import ConfigError
 from llm.generate import Sampled, Sampling, ThoughtSimulator
 from llm.methods import MethodConfig, build_method, parse_branching
 from llm.rewards.base import Score
+from llm.setup import TINY
 from llm.tasks.base import Problem
 from llm.thoughts import BarePrompts, Prefix, ThoughtTrace
+from llm.trainer import kl_to_go
 
 PROBLEM = Problem("p", "?", "")
 ROOT = Prefix(PROBLEM, (7, 7))
@@ -418,12 +421,154 @@ def test_the_gradient_of_a_refinement_is_that_of_p_over_p_plus_gamma(tmp_path: P
 
 def test_score_rewards_the_second_attempt_for_getting_better():
     """Pairs (0, 1), (1, 1), (1, 0), alpha = 10: y1 gets 0, 1, 1 and y2 gets 1 + 10, 1, 0 - 10."""
-    simulator, roll = _roll(SCoRe("score", 3), BASE=[0, 1, 1], REVISE=[1, 1, 0])
+    simulator, roll = _roll(SCoRe("score", 3, stage1_steps=0), BASE=[0, 1, 1], REVISE=[1, 1, 0])
     assert [a for a, _ in simulator.revised] == ["0:0", "0:1", "0:2"]  # right ones too
     assert len({remark for _, remark in simulator.revised}) == 1  # and nothing tells which
-    assert [row.advantage_T[0] for row in roll.rows] == [0, 1, 1, 11, 1, -10]
+    # three tokens of at most twelve: the sum over tokens, by the constant 1/12
+    assert [row.advantage_T[0] * 12 / 3 for row in roll.rows] == [0, 1, 1, 11, 1, -10]
+    assert roll.advantages[0].tolist() == [0, 1, 1, 11, 1, -10]
     assert [row.prompt_ids for row in roll.rows] == [(7, 7)] * 3 + [(7, 7, 8)] * 3
+    assert [row.kl for row in roll.rows] == [0.0] * 6
     assert roll.rollouts.account.rollouts == 6
+
+
+def test_stage_one_of_score_trains_the_second_attempt_and_ties_the_first():
+    method = SCoRe("score", 2, stage1_steps=3, beta=0.5)
+    assert method.needs_reference
+    for step, second, kl in ((2, [1, 0], 0.5 * 3 / 12), (3, [11, -10], 0.0)):
+        simulator = _Scripted(BASE=[0, 1], REVISE=[1, 0])
+        roll = method.roll(simulator, [ROOT], [DrawKey(seed=0, step=step)])
+        first = [0, 0] if kl else [0, 1]
+        assert roll.advantages[0].tolist() == first + second
+        assert [row.kl for row in roll.rows] == [kl, kl, 0, 0]
+    assert not replace(method, stage1_steps=0).needs_reference
+    assert not replace(method, beta=0.0).needs_reference
+
+
+def test_the_estimate_of_the_kl_gradient_is_unbiased():
+    """Its mean over all 27 paths of a tree, weighed by probability, is autograd's gradient of the exact KL."""
+    generator = torch.Generator().manual_seed(0)
+    theta, other = (torch.randn(3, 9, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    theta.requires_grad_()
+    paths = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+    nodes = [[(0, 0, a), (1, a, b), (2, 3 * a + b, c)] for a, b, c in paths]
+
+    def log_probs(logits):
+        table = torch.log_softmax(logits, dim=-1)
+        return torch.stack([torch.stack([table[node] for node in path]) for path in nodes])
+
+    log_p, log_ref = log_probs(theta), log_probs(other)
+    p = log_p.sum(dim=1).exp()
+    (want,) = torch.autograd.grad((p * (log_p - log_ref).sum(dim=1)).sum(), theta, retain_graph=True)
+    estimate = (log_p * kl_to_go(log_p - log_ref).detach()).sum(dim=1)
+    (got,) = torch.autograd.grad((p.detach() * estimate).sum(), theta)
+    assert float(want.abs().max()) > 0.1
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def _moved(trainer, size=0.02):
+    """The trainer with weights that are no longer the initial ones."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in trainer.model.parameters():
+            if p.requires_grad:
+                p += size * torch.randn(p.shape, generator=generator)
+    return trainer
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["copy", "adapter"])
+def test_the_gradient_of_stage_one_is_that_of_the_hand_written_loss(lora, tmp_path: Path):
+    settings = {"method": "score", "score_stage1_steps": 1, "score_beta": 0.3, "max_tokens": 64}
+    trainer = _moved(tiny_trainer(tmp_path, seed=2, micro_rows=32, lora=lora, **settings))
+    inputs = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    model = trainer.model
+    trainer.compute_loss(model, inputs).backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    model.zero_grad()
+    initial = AutoModelForCausalLM.from_pretrained(TINY)
+    rows, total, kl = trainer._reset_roll.rows, torch.zeros(()), []
+    rewards = np.concatenate(trainer._reset_step.advantages)
+    for i, (row, reward) in enumerate(zip(rows, rewards, strict=True)):
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        tokens = torch.arange(len(row.prompt_ids), ids.shape[1])
+        log_p, log_ref = (
+            torch.log_softmax(m(ids).logits[0] / trainer.args.temperature, dim=-1)[tokens - 1, ids[0, tokens]]
+            for m in (model, initial)
+        )
+        term = reward * log_p
+        if i % 8 < 4:  # a first attempt
+            ratio = (log_p - log_ref).detach()
+            term = term - 0.3 * log_p * torch.stack([ratio[t:].sum() for t in range(len(ratio))])
+            kl.append(float(ratio.sum()))
+        total = total - term.sum() / 64
+    (total / len(rows)).backward()
+    assert np.mean(np.abs(kl)) > 0.05
+    assert trainer._reset_metrics["kl"] == pytest.approx(np.mean(kl), abs=1e-5)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert float((got[name] - p.grad).abs().max()) < 1e-6, name
+
+
+def _kl_of_first_attempts(trainer):
+    """Mean over the last step's first attempts of sum_t KL(pi(. | y_<t) || initial model), over the vocabulary."""
+    initial = AutoModelForCausalLM.from_pretrained(TINY)
+    found = []
+    for row in (r for r in trainer._reset_roll.rows if r.kl):
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        with torch.no_grad():
+            log_p, log_ref = (
+                torch.log_softmax(m(ids).logits[0, len(row.prompt_ids) - 1 : -1] / trainer.args.temperature, dim=-1)
+                for m in (trainer.model, initial)
+            )
+        found.append(float((log_p.exp() * (log_p - log_ref)).sum()))
+    return np.mean(found)
+
+
+def test_a_large_beta_keeps_first_attempts_where_they_were(tmp_path: Path):
+    """Six steps that push second attempts somewhere else, with next to no tie and with a strong one."""
+    kl = {}
+    for beta in (1e-9, 3.0):
+        settings = {"method": "score", "score_stage1_steps": 6, "score_beta": beta, "steps": 6, "max_tokens": 48}
+        trainer = tiny_trainer(tmp_path, learning_rate=1e-3, prompts=24, train_problems=48, **settings)
+        trainer.method = _Pushed(trainer.method)
+        trainer.args.save_strategy = "no"
+        trainer.train()
+        kl[beta] = _kl_of_first_attempts(trainer)
+    assert kl[1e-9] > 1.0
+    assert kl[3.0] < 0.2 * kl[1e-9]
+
+
+class _Pushed:
+    """SCoRe with second attempts that are rewarded for tokens of even number."""
+
+    def __init__(self, method):
+        self.method, self.name, self.rows_per_prompt = method, method.name, method.rows_per_prompt
+
+    def roll(self, simulator, roots, keys):
+        roll = self.method.roll(simulator, roots, keys)
+        return replace(roll, rows=[r if r.kl else self._pushed(r) for r in roll.rows])
+
+    def _pushed(self, row):
+        even = np.array(row.completion_ids) % 2 == 0
+        return replace(row, advantage_T=np.where(even, 1.0, -1.0) * even.size / 48)
+
+
+def test_a_resumed_run_is_tied_to_the_initial_model_and_not_to_its_checkpoint(tmp_path: Path):
+    """Four steps; then the last two of them again from the checkpoint between: the same log-ratios, to the last bit.
+
+    Against the checkpoint they would be zero in the first of these steps.
+    """
+    settings = {"method": "score", "score_stage1_steps": 4, "score_beta": 1e-3, "steps": 4, "max_tokens": 48}
+    logs = {}
+    for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole" / "checkpoints" / "checkpoint-2")):
+        logs[name] = []
+        trainer = tiny_trainer(tmp_path / name, on_log=logs[name].append, save_every=2, learning_rate=1e-3, **settings)
+        trainer.method = _Pushed(trainer.method)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    assert [row["step"] for row in logs["resumed"]] == [2, 3]
+    assert [row["kl"] for row in logs["resumed"]] == [row["kl"] for row in logs["whole"][2:]]
+    assert logs["whole"][0]["kl"] == 0.0 != logs["resumed"][0]["kl"]
 
 
 @pytest.mark.parametrize("method", ["score", "critique-grpo"])

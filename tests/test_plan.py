@@ -71,3 +71,10 @@ def test_more_micro_rows_cost_activations_and_checkpointing_saves_them():
     assert plans[0].activations < plans[2].activations < plans[1].activations
     assert config.sample_rows >= 256
     assert plans[0].cache == cache_bytes(load_architecture(str(TINY)), 256, 64 + config.max_tokens, "float32")
+
+
+def test_a_kept_initial_model_doubles_the_weights_unless_there_is_an_adapter():
+    for lora, times in ((False, 2), (True, 1)):
+        config = TrainConfig(**{**SMALL, "lora": lora})
+        alone, beside = (make_plan(config, str(TINY), 8, 64, 1, reference) for reference in (False, True))
+        assert beside.weights == times * alone.weights

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm.runs import RunFolder
 from llm.setup import TINY
-from llm.train import TrainConfig, _build, _trainer_args
+from llm.train import TrainConfig, _build, _lora, _trainer_args
 from llm.trainer import ResetTrainer, schedule
 
 SMALL = {
@@ -39,6 +39,7 @@ def tiny_trainer(
         processing_class=world.tokenizer,
         train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
         args=_trainer_args(config, method.rows_per_prompt, RunFolder(folder)),
+        peft_config=_lora(config),
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
