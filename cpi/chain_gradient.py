@@ -1,13 +1,13 @@
-r"""The gradient of GRPO, RRPO and SRPO on a memoryless chain, exactly: mean, second moment, signal and cost of a prompt.
+r"""GRPO, RRPO and SRPO on a memoryless chain, exactly: mean and second moment of a prompt's gradient, signal, cost.
 
 The chain is the tabular twin of `llm.tasks.chains` under its verifier "chain": T = `steps` thoughts, of which m =
 `hard` ones, at places drawn uniformly for each question, are each right with probability r = `reliability`, whatever
 came before; the others always are. A response succeeds iff all its thoughts are right: q = r^m. A hard step is a
 softmax over right and wrong; its parameter is one logit z, r = sigmoid(z), so a decision's score d log pi / dz is
-1 - r if it is right and -r if it is wrong, and J = prod_j r_j has dJ/dz_j = q (1 - r) at equal reliabilities. (A softmax
-table with one logit an action has twice the squares, and the same ratios.) After its first error a response decides
-on hard steps of *other* states: their scores have mean zero whatever the outcome, so they add to the second moment
-and to nothing else.
+1 - r if it is right and -r if it is wrong, and J = prod_j r_j has dJ/dz_j = q (1 - r) at equal reliabilities. (A
+softmax table with one logit an action has twice the squares, and the same ratios.) After its first error a response
+decides on hard steps of *other* states: their scores have mean zero whatever the outcome, so they add to the second
+moment and to nothing else.
 
 One prompt with N trained rollouts contributes
 
@@ -17,8 +17,8 @@ as `cpi.policy_gradient` computes it: T_i counts the thoughts that rollout i too
 inherited prefix is masked. Everything here is a finite sum, by these steps (docs/theory.md, section 11):
 
     1. Given the outcomes of a group, its members are iid: a success has score 1 - r on each of the n hard steps ahead,
-       a failure has first error j with probability r^(j-1) (1 - r) / (1 - r^n), score 1 - r before j and -r at j. So the
-       group's mean and second moment are functions of its number s of successes; advantages are functions of s.
+       a failure has first error j with probability r^(j-1) (1 - r) / (1 - r^n), score 1 - r before j and -r at j. So
+       the group's mean and second moment are functions of its number s of successes; advantages are functions of s.
     2. A reset group is a group with T - c own thoughts and n = the hard places not before the cut c, if no error was
        kept; with an error in its prefix it fails throughout and gives nothing.
     3. Sum over s, the places of the hard steps [P of them], the seed's first error and the localiser's answer. The
@@ -40,10 +40,12 @@ While B e is small, B prompts gain B times what one does, so S^2 / (m E|ghat|^2)
 methods at equal budgets. When B e is large all directions are right and only the number of updates counts.
 
 **Learning curve.** Adam moves a fact's logit by rate * mean(u_f) / sqrt(mean(u_f^2)), the means over its memory. Here
-they are replaced by their expectations, with Adam's weights (`BETAS`) and bias corrections, and all facts by one number
-r = sigmoid(z): a recursion in z, one step for the price of B prompts. Without memory, betas (0, 0), a step is dz = rate *
-sqrt(efficiency(B)). Assumed: the drift stands for the path (no noise in r), facts stay equal, one optimiser step a
-batch, no interference between facts, no clipping.
+they are replaced by their expectations, with Adam's weights (`BETAS`) and bias corrections, and all facts by one
+number r = sigmoid(z): a recursion in z, one step for the price of B prompts. Without memory, betas (0, 0), a step is
+dz = rate * sqrt(efficiency(B)). Assumed: the drift stands for the path (no noise in r), facts stay equal, a mean of
+ratios is the ratio of means, one optimiser step a batch, no clipping. `cpi.experiments.shared_facts` trains without
+the first three assumptions: they cost up to .06 of mean accuracy where a fair share of prompts gives a signal, and far
+more where hardly any does.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ __all__ = [
     "PROMPTS",
     "RATE",
     "UPDATES",
+    "WARM_START",
     "Chain",
     "CutLaw",
     "LearningCurve",
@@ -79,7 +82,6 @@ __all__ = [
     "ResetGain",
     "Scheme",
     "UniformCut",
-    "WARM_START",
     "learning_curve",
     "moments",
     "predict",
@@ -152,6 +154,8 @@ class CutLaw(Protocol):
     def __call__(self, place_PM: Int, steps: int) -> Float:
         """P(the answer is to keep c thoughts | places, first error at hard step j): [P, M, T]."""
         ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,7 @@ def _binomial(G: int, q_N: Float) -> Float:
 
 
 def _groups(chain: Chain, G: int, estimator: AdvantageEstimator) -> _Groups:
-    r, n_N = chain.reliability, np.arange(chain.hard + 1)[:, None]
+    r, n_N = chain.reliability, np.arange(chain.hard + 1, dtype=np.float64)[:, None]
     q_N = r**n_N
     fails_N = np.where(n_N > 0, 1 - q_N, 1.0)  # without a hard step ahead nothing fails, and no failure is weighed
     s, f = np.arange(G + 1), G - np.arange(G + 1)
@@ -443,7 +447,7 @@ def _two_resets(chain: Chain, scheme: Scheme) -> Moments:
     """The first two failures are the seeds; if the attempts hold only one, both groups re-enter it at one cut."""
     N, T, q = scheme.split.total, chain.steps, chain.q
     G, other = scheme.split.reset
-    if G != other:
+    if other != G:
         raise ValueError(f"two reset groups must be of one size, got {scheme.split.reset}")
     none, one = q**N, N * q ** (N - 1) * (1 - q)
     two = 1 - none - one
@@ -464,7 +468,7 @@ def _two_resets(chain: Chain, scheme: Scheme) -> Moments:
 
 def _intact(chain: Chain, scheme: Scheme, furthest: bool) -> Moments:
     """The base group is iid; its failures are the candidates. Without any, all N rollouts form one group."""
-    N, T, m, q = scheme.split.total, chain.steps, chain.hard, chain.q
+    N, T, m = scheme.split.total, chain.steps, chain.hard
     (b,), (G,) = scheme.split.base, scheme.split.reset
     base, resets, score_MM = _groups(chain, b, scheme.estimator), _resets(chain, G, scheme), _score_MM(chain)
     mean, square, signal, thoughts = _all_right(chain, scheme)
@@ -486,7 +490,7 @@ def _intact(chain: Chain, scheme: Scheme, furthest: bool) -> Moments:
 
 
 def _all_right(chain: Chain, scheme: Scheme) -> tuple[Float, float, float, float]:
-    """The part of `_intact` in which all base rollouts are right: (mean, square, signal, thoughts), times its chance."""
+    """The part of `_intact` whose base rollouts are all right: (mean, square, signal, thoughts), times its chance."""
     N, T, m, q = scheme.split.total, chain.steps, chain.hard, chain.q
     b = scheme.split.num_base
     table = _groups(chain, N, scheme.estimator)
@@ -502,8 +506,8 @@ def _all_right(chain: Chain, scheme: Scheme) -> tuple[Float, float, float, float
 class ResetGain:
     """A reset group alone over a base group of its size alone, in efficiency a thought: four factors.
 
-    success: suffixes succeed more often, or less if the cut keeps the error; with every hard step credited all the same.
-    decisions: only the hard steps ahead are credited. length: rollouts of different length weigh by 1/T_i. thoughts:
+    success: suffixes succeed more often, or less if the cut keeps the error; with every hard step credited. decisions:
+    only the hard steps ahead are credited. length: rollouts of different length weigh by 1/T_i. thoughts:
     the group generates less.
     """
 
@@ -573,7 +577,7 @@ METHODS: Mapping[str, Callable[[CutLaw], Scheme]] = {
     "oracle-2x4": lambda own: Scheme(Split((), (4, 4)), _EXACT),
     "oracle-1x8": lambda own: Scheme(Split((), (8,)), _EXACT),
 }
-"""Methods by their names in configs/compare-*.yaml, where they are there, given the law of the model's own localiser (SRPO)."""
+"""Methods by their names in configs/compare-*.yaml, where they are there, given the model's own localiser (SRPO)."""
 
 _GRID_Z = np.linspace(-4.0, 8.0, 61)  # logits at which the moments are tabled: reliabilities .018 to .9997
 

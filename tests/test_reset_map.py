@@ -27,7 +27,7 @@ from cpi.chain_gradient import (
 )
 from cpi.draws import DrawKey, uniforms
 from cpi.exact import evaluate
-from cpi.experiments import load
+from cpi.experiments.shared_facts import accuracy, draw_step, gradient, train_facts
 from cpi.groups import FirstFailure, Group, IntactBase, Phase, Plan, Split, collect, group_advantages
 from cpi.policy_gradient import policy_gradient
 from cpi.resets import Cost, Noisy, UniformWithinEpisode
@@ -127,9 +127,9 @@ ENUMERATED = {
     "furthest": Scheme(Split((2,), (2,)), seeds=IntactBase("furthest"), estimator=LeaveOneOut()),
     "furthest of three": Scheme(Split((3,), (2,)), seeds=IntactBase("furthest")),
     "furthest of three, inexact": Scheme(Split((3,), (2,)), SHIFTY, IntactBase("furthest")),
-    "first failure, inexact": Scheme(Split((2,), (2,)), SHIFTY),
+    "first failure, inexact": Scheme(Split((), (2,)), SHIFTY),
     "uniform, inexact": Scheme(Split((2,), (2,)), SHIFTY, IntactBase()),
-    "random": Scheme(Split((2,), (2,)), UniformCut()),
+    "random": Scheme(Split((), (2,)), UniformCut()),
     "uniform, whole length": Scheme(Split((2,), (2,)), seeds=IntactBase(), length="whole"),
 }
 
@@ -147,7 +147,7 @@ def test_moments_are_those_of_a_full_enumeration(name):
             grad = policy_gradient(theta, groups, advantages)
             mean, square, signal = mean + w * _right_logits(tree, grad), square + w * (grad**2).sum() / 2, signal + w
     assert mass == pytest.approx(1)
-    assert N == sum(len(g.episodes) for g in groups)
+    assert sum(len(g.episodes) for g in groups) == N
     exact = moments(chain, scheme)
     np.testing.assert_allclose(exact.mean_M, mean, rtol=1e-10)
     np.testing.assert_allclose(
@@ -357,6 +357,44 @@ def test_predictions_compare_with_grpo():
     assert furthest["area"] > grpo["area"] > random["area"]
     exact = predict(8, 6, 0.5, "srpo", localiser=NearError())
     assert exact == predict(8, 6, 0.5, "oracle")
+
+
+# Shared facts ---------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_is_the_mean_over_questions():
+    known = np.array([0.1, 0.5, 0.9, 0.3])
+    exact = np.mean([np.prod(known[list(facts)]) for facts in itertools.combinations(range(4), 3)])
+    assert accuracy(known, 3) == pytest.approx(exact)
+    assert accuracy(known, 0) == 1
+
+
+@pytest.mark.parametrize("name", ["grpo", "srpo", "srpo-furthest", "oracle-furthest-whole"])
+def test_a_step_on_shared_facts_has_the_exact_moments(name):
+    chain, scheme, facts, prompts, trials = Chain(5, 3, 0.6), METHODS[name](SHIFTY), 7, 4, 500
+    known = np.full(facts, chain.reliability)
+    rows = []
+    for seed in range(trials):
+        rollouts = draw_step(known, chain, scheme, prompts, seed, step=1)
+        u = gradient(known, rollouts, scheme)
+        rows.append([u.sum(), (u**2).sum(), rollouts.account.tokens / prompts])
+    exact = moments(chain, scheme)
+    square = exact.square / prompts + (1 - 1 / prompts) * exact.total**2 / facts
+    found = np.array(rows)
+    # 12 numbers: 4 standard errors are passed by chance once in 1300 runs
+    error = found.std(axis=0) / trials**0.5
+    np.testing.assert_array_less(np.abs(found.mean(axis=0) - [exact.total, square, exact.thoughts]), 4 * error + 1e-9)
+
+
+def test_runs_on_shared_facts_start_where_the_curve_starts_and_follow_it():
+    chain, scheme = Chain(8, 6, 0.7), METHODS["oracle-furthest-whole"](WARM_START)
+    runs = [train_facts(chain, scheme, seed) for seed in range(3)]
+    curve = learning_curve(chain, scheme)
+    assert runs[0].accuracy_S[0] == pytest.approx(curve.accuracy_S[0])
+    assert runs[0].budget == curve.budget
+    # the seeds differ by about .01; the rest is what the curve leaves out
+    assert np.mean([run.area for run in runs]) == pytest.approx(curve.area, abs=0.05)
+    assert runs[0].area == train_facts(chain, scheme, 0).area != runs[1].area
 
 
 @pytest.mark.parametrize(
