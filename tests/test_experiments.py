@@ -37,6 +37,13 @@ TINY = {
     "imperfect-oracle": {"grid": 5, "runs": 4, "n": 100},
     "resets-in-the-table": {"hard": (6,), "budget": 1500, "learning_rates": (10.0, 40.0), "seeds": 2},
     "base-group-bias": {"q": (0.2, 0.8), "prompts": 60, "batches": 10, "episodes": 2000},
+    "reset-map": {
+        "dials": ((4, 3, 0.5),),
+        "seeds": 3,
+        "map_steps": 4,
+        "map_hard": (1, 3),
+        "map_reliability": (0.3, 0.7),
+    },
 }
 
 
@@ -277,3 +284,21 @@ def test_uniform_cuts_are_visitation_when_no_episode_ends_early():
     np.testing.assert_allclose(whole, cut_law(tree, 5, "visitation")[0])
     np.testing.assert_allclose(whole, 0.2)
     assert clean < 1
+
+
+# reset-map ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_reset_map_reports_predictions_beside_trained_runs():
+    result = _result("reset-map")
+    rows = {row["method"]: row for row in result["rows"]}
+    assert rows["grpo"]["trained_minus_grpo"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+    assert rows["oracle-2x4"]["trained"] is None
+    for name in ("grpo", "oracle-furthest"):
+        # 3 seeds that differ by about .01, and what the noiseless curve leaves out
+        assert rows[name]["trained"]["value"] == pytest.approx(rows[name]["area"], abs=0.06)
+    grid = np.array(result["map"]["grpo"]["signal"])
+    assert grid.shape == (2, 2)
+    assert grid[1, 0] == pytest.approx(1 - 0.027**8 - (1 - 0.027) ** 8)
+    factors = result["cells"]["dial-4-3-0.5"]["reset"]["oracle"]
+    assert factors["product"] == pytest.approx(np.prod([v for k, v in factors.items() if k != "product"]))

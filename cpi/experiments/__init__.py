@@ -22,6 +22,7 @@ NAMES: dict[str, str] = {
     "imperfect-oracle": "one step with a soft oracle over a (kappa, rho) grid, and the frontier kappa rho = p",
     "resets-in-the-table": "Algorithm 2 in the table: GRPO, RRPO, SRPO, oracle; splits; localisers; equal budgets",
     "base-group-bias": "Algorithm 2: the base group by formula and simulation, its gradient; two uniform resets",
+    "reset-map": "where resets should help on chains, exactly: signal, efficiency, cost, learning curves; no sampling",
 }
 
 
