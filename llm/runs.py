@@ -104,17 +104,22 @@ def open_run(config: Any, folder: Path, resume: bool) -> RunFolder:
 
 
 def _check_same(config: Any, folder: Path) -> None:
-    """A resumed run must be the same run; only its length may grow (the schedule of prompts is extended)."""
+    """A resumed run must be the same run; only its length may grow (the schedule of prompts is extended).
+
+    A field that a run's config lacks is newer than the run, which did what the default does.
+    """
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one") from error
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for name, value in dataclasses.asdict(config).items():
-        if name in ("output", "resume") or saved.get(name) == value:
+        before = saved.get(name, defaults[name])
+        if name in ("output", "resume") or before == value:
             continue
-        if name == "steps" and value >= saved[name]:
+        if name == "steps" and value >= before:
             continue
         raise ConfigError(
-            f"{folder} was run with {name}={saved.get(name)!r}, not {value!r}; resume with the same config "
+            f"{folder} was run with {name}={before!r}, not {value!r}; resume with the same config "
             f"(--config {folder / 'config.yaml'}), or start a new run"
         )

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from llm.config import ConfigError, config_from_args, option, to_yaml
+from llm.runs import open_run
 from llm.train import TrainConfig
 
 
@@ -83,3 +84,11 @@ TRAINING_CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*-srp
 def test_every_shipped_config_is_a_train_config(path):
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     assert set(yaml.safe_load(path.read_text())) <= names
+
+
+def test_a_run_from_before_a_field_existed_is_resumed_with_that_fields_default(tmp_path: Path):
+    folder = open_run(Example(), tmp_path / "run", resume=False).path
+    (folder / "config.yaml").write_text("steps: 3\nrate: 0.5\nkind: a\n", encoding="utf-8")  # before `mask`
+    assert open_run(Example(), folder, resume=True).path == folder
+    with pytest.raises(ConfigError, match="was run with mask=True, not False"):
+        open_run(Example(mask=False), folder, resume=True)
