@@ -44,8 +44,8 @@ they are replaced by their expectations, with Adam's weights (`BETAS`) and bias 
 number r = sigmoid(z): a recursion in z, one step for the price of B prompts. Without memory, betas (0, 0), a step is
 dz = rate * sqrt(efficiency(B)). Assumed: the drift stands for the path (no noise in r), facts stay equal, a mean of
 ratios is the ratio of means, one optimiser step a batch, no clipping. `cpi.experiments.shared_facts` trains without
-the first three assumptions. Its mean accuracies differ from these by up to .06 where one prompt in ten gives a signal
-and by up to .14 where one in thirty does, mostly to the disadvantage of GRPO: read the curve's order, not its size.
+the first three assumptions: mean accuracies then differ by up to .06 where one prompt in ten gives a signal, and by up
+to .14 where one in thirty does, in favour of methods with resets; docs/theory.md, section 11, says why.
 """
 
 from __future__ import annotations

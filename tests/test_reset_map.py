@@ -397,6 +397,18 @@ def test_runs_on_shared_facts_start_where_the_curve_starts_and_follow_it():
     assert runs[0].area == train_facts(chain, scheme, 0).area != runs[1].area
 
 
+def test_one_second_moment_for_all_facts_gives_the_curves_difference_to_grpo():
+    chain, oracle, grpo = Chain(8, 2, 0.5), METHODS["oracle"](WARM_START), METHODS["grpo"](WARM_START)
+    told = learning_curve(chain, oracle).area - learning_curve(chain, grpo).area
+    own, pooled = (
+        np.mean([np.subtract(*(train_facts(chain, s, i, pooled=p).area for s in (oracle, grpo))) for i in range(4)])
+        for p in (False, True)
+    )
+    # -.04 by the curve; one seed's difference has a standard deviation of .012
+    assert pooled == pytest.approx(told, abs=0.02)
+    assert own > pooled + 0.01
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

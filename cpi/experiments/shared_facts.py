@@ -163,8 +163,12 @@ def train_facts(
     betas: tuple[float, float] = BETAS,
     prompts: int = PROMPTS,
     facts: int = FACTS,
+    pooled: bool = False,
 ) -> LearningCurve:
-    """One run, over the budget of `cpi.chain_gradient.learning_curve`; all its draws follow from `seed`."""
+    """One run, over the budget of `cpi.chain_gradient.learning_curve`; all its draws follow from `seed`.
+
+    pooled: Adam divides all facts by one second moment, their mean, as the curve does, and not each by its own.
+    """
     z_F = np.full(facts, logit(chain.reliability))
     first_F, second_F = np.zeros(facts), np.zeros(facts)
     budget = float(UPDATES * prompts * 8 * chain.steps)
@@ -176,7 +180,8 @@ def train_facts(
         first_F = betas[0] * first_F + (1 - betas[0]) * g_F
         second_F = betas[1] * second_F + (1 - betas[1]) * g_F**2
         m_F, v_F = first_F / (1 - betas[0] ** step), second_F / (1 - betas[1] ** step)
-        z_F = z_F + rate * m_F / (np.sqrt(v_F) + ADAM_EPS)
+        scale = np.sqrt(v_F.mean() if pooled else v_F) + ADAM_EPS
+        z_F = z_F + rate * m_F / scale
         spent.append(spent[-1] + rollouts.account.tokens)
         reached.append(accuracy(expit(z_F), chain.hard))
     return LearningCurve(np.array(spent), np.array(reached), budget)
