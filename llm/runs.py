@@ -109,8 +109,10 @@ def _check_same(config: Any, folder: Path) -> None:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one") from error
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, value in dataclasses.asdict(config).items():
-        if name in ("output", "resume") or saved.get(name) == value:
+        saved.setdefault(name, defaults[name])  # a field that is younger than the run
+        if name in ("output", "resume") or saved[name] == value:
             continue
         if name == "steps" and value >= saved[name]:
             continue

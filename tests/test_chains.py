@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.tasks.base import Problem, TaskError
-from llm.tasks.chains import FUNCTIONS, MAX_STEPS, RELIABILITIES, VALUES, Chains, ChainsWords, split_of
+from llm.tasks.chains import FUNCTIONS, RELIABILITIES, VALUES, Chains
+from llm.tasks.dials import MAX_STEPS, split_of
+from llm.tasks.words import ChainsWords
 
 HARD_AND_EASY = sorted(FUNCTIONS)
 F0 = (3, 10, 2, 8, 1, 4, 7, 0, 5, 6, 9)
