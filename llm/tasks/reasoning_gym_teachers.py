@@ -21,11 +21,14 @@ def _boxed(thoughts: list[str], answer: int) -> list[str]:
 def chain_sum(metadata: Mapping[str, Any], pen: Pen) -> list[str]:
     r"""Running totals: ``15 - 43 - 75`` is solved by ``1: 15-43=-28`` and ``2: -28-75=-103 \boxed{-103}``."""
     first, *rest = metadata["expression"].split()
+    if not rest:
+        total = pen(0, int(first))
+        return _boxed([f"1: {total}"], total)
     total, thoughts = int(first), []
     for k, (sign, term) in enumerate(zip(rest[::2], rest[1::2], strict=True)):
         before, total = total, pen(k, total + int(term) if sign == "+" else total - int(term))
         thoughts.append(f"{k + 1}: {before}{sign}{term}={total}")
-    return _boxed(thoughts or [f"1: {total}"], total)
+    return _boxed(thoughts, total)
 
 
 def leg_counting(metadata: Mapping[str, Any], pen: Pen) -> list[str]:

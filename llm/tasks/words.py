@@ -39,6 +39,8 @@ _BOX = re.compile(r"\\boxed\s*\{[^{}]*\}")
 _RESULT = re.compile(r"=\s*(-?[0-9]+)")
 _EASY_TERMS = (1, 2, 3, 10)
 _HARD_TERMS = range(12, 100)
+_SPACED = re.compile(r"\s*([-+*/^=])\s*")
+_SUM = re.compile(r"(?<![0-9.,)*/^x×+-])(-?[0-9]+(?:[+-][0-9]+)+)=(-?[0-9]+)")
 _STARTS = range(10, 100)
 
 
@@ -106,9 +108,10 @@ class ChainsWords(Dials):
         r"""The index of the first thought that claims a number which the chain does not reach; None if there is none.
 
         The claims of a thought are the numbers that follow ``=``, or, without one, its last number; ``Step 3`` is a
-        name and no number. A claim may restate the value that the chain has reached, or be a value further on (a
-        thought may do two steps). A thought without numbers claims nothing. A ``\boxed{}`` before the end of the
-        chain is an error. If no thought is wrong and yet there is no answer, the last one is (it ended the response).
+        name and no number. A sum that is not what it says (``42 + 17 = 58``) is an error. A claim may restate the value
+        that the chain has reached, or be a value further on (a thought may do two steps). A thought without numbers
+        claims nothing. A ``\boxed{}`` before the end of the chain is an error. If no thought is wrong and yet there is
+        no answer, the last one is (it ended the response).
         """
         return _first_wrong(problem.meta["values"], thoughts, _claims)
 
@@ -226,10 +229,10 @@ class LedgerWords(Dials):
         r"""The index of the first thought that claims an amount which the person asked for does not come to have.
 
         A claim about a person is what follows his name up to the next name: the numbers after ``=``, or, without one,
-        the last number. Sentences ``A gives B 12`` restate the question and claim nothing, and so do thoughts about
-        others (see the module: their errors are harmless). As in `ChainsWords`, a claim may restate the amount reached
-        or be one further on, a ``\boxed{}`` before the last transfer of the person asked for is an error, and if no
-        thought is wrong and yet there is no answer, the last one is.
+        the last number, and a false sum among them is an error. Sentences ``A gives B 12`` restate the question and
+        claim nothing, and so do thoughts about others (see the module: their errors are harmless). As in `ChainsWords`,
+        a claim may restate the amount reached or be one further on, a ``\boxed{}`` before the last transfer of the
+        person asked for is an error, and if no thought is wrong and yet there is no answer, the last one is.
         """
         names: tuple[str, ...] = problem.meta["names"]
         asked = names[problem.meta["asked"]]
@@ -263,8 +266,15 @@ def _numbers(text: str) -> list[int | None]:
 
 
 def _claims(text: str) -> list[int | None]:
+    """The numbers after ``=``, or only None if one of them is not what its sum gives; without ``=`` the last number."""
     text = _STEP_NAME.sub("", text)
+    if any(_sum(terms) != int(claim) for terms, claim in _SUM.findall(_SPACED.sub(r"\1", text))):
+        return [None]
     return [int(n) for n in _RESULT.findall(text)] or _numbers(text)[-1:]
+
+
+def _sum(terms: str) -> int:
+    return sum(int(term) for term in re.findall(r"[+-]?[0-9]+", terms))
 
 
 def _claims_about(asked: str, names: Sequence[str], thought: str) -> list[int | None]:
