@@ -18,6 +18,7 @@ the answer's tokens, so a short localisation answer weighs as much as a solution
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -262,14 +263,23 @@ def main(config: SFTConfig) -> dict[str, Any]:
     if config.lora:
         adapter = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_rank, target_modules="all-linear")
         model = get_peft_model(model, adapter)
+    begun = time.process_time()
     losses = _train(config, model, worlds[next(iter(tasks))].backend.pad_id, rows, out)
+    cpu_seconds = time.process_time() - begun
     model = model.merge_and_unload() if config.lora else model
     if isinstance(prompts, BarePrompts):
         tokenizer.chat_template = None  # so that `auto` asks the new model as it was taught
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     after = _measure(config, _worlds(config, model, tokenizer, tasks)) if config.eval_problems else None
-    result = {"config": asdict(config), "before": before, "after": after, "losses": losses, "versions": versions()}
+    result = {
+        "config": asdict(config),
+        "before": before,
+        "after": after,
+        "losses": losses,
+        "cpu_seconds": cpu_seconds,
+        "versions": versions(),
+    }
     RunFolder(out).write_json(_RECORD, result)
     _print(result)
     return result
@@ -283,7 +293,7 @@ def _worlds(config: SFTConfig, model: Any, tokenizer: Any, tasks: dict[str, Task
         for spec, task in tasks.items()
     }
     for world in worlds.values():
-        check_lengths(world, world.task.problems("train", 1, config.seed))
+        check_lengths(world, world.task.problems("eval", max(config.eval_problems, 1), config.seed))
     return worlds
 
 
