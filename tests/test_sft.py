@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from training import SMALL
 
 from llm.config import ConfigError
+from llm.evaluate import Subject
+from llm.runs import open_run
 from llm.setup import TINY, load_model, prompts_of
 from llm.sft import Row, SFTConfig, collate, main, row_loss, teacher_rows
 from llm.tasks import load_task
@@ -124,6 +127,22 @@ def test_prompt_styles_follow_the_template_unless_they_are_named() -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert isinstance(prompts_of(tokenizer, "auto"), InstructPrompts)
     assert isinstance(prompts_of(tokenizer, "bare"), BarePrompts)
+
+
+def test_auto_asks_a_trained_model_as_its_run_did_and_runs_older_than_the_field_by_the_template() -> None:
+    assert Subject("m", None, {"prompt_style": "bare"}).prompt_style("auto") == "bare"
+    assert Subject("m", None, {"prompt_style": "bare"}).prompt_style("instruct") == "instruct"
+    assert Subject("m", None, {}).prompt_style("auto") == "auto"
+
+
+def test_a_run_that_is_older_than_a_field_resumes_with_its_default_only(tmp_path: Path) -> None:
+    config = TrainConfig(**SMALL, output=str(tmp_path / "run"))
+    open_run(config, tmp_path / "run", resume=False)
+    saved = (tmp_path / "run" / "config.yaml").read_text().replace("prompt_style: auto\n", "")
+    (tmp_path / "run" / "config.yaml").write_text(saved)
+    open_run(config, tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match="prompt_style='auto', not 'bare'"):
+        open_run(replace(config, prompt_style="bare"), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(
