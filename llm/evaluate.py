@@ -35,7 +35,7 @@ from llm.config import ConfigError, option, run_command
 from llm.generate import Sampling
 from llm.paper import paper_numbers
 from llm.runs import RunFolder, default_folder, open_run, versions
-from llm.setup import World, build_world, check_lengths, load_model
+from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model
 from llm.statistics import Interval, mean_score, pass_at_k, wilson
 from llm.tasks import BENCHMARKS, load_task, refuse_overlap
 from llm.tasks.base import Problem, Task, TaskError
@@ -54,6 +54,11 @@ class EvaluateConfig:
 
     model: str = option("tiny", "A run folder, a folder or hub id of a model, an adapter's folder, or tiny.")
     tasks: str = option("", "Tasks, separated by blanks; paper: its ten benchmarks. Empty: the run's own, or chains.")
+    prompt_style: str = option(
+        "auto",
+        "instruct: the rules in a chat; bare: the question alone; auto: the run's, else by the chat template.",
+        PROMPT_STYLES,
+    )
     problems: int = option(500, "Held-out problems of each task; all of them where a benchmark has fewer.")
     samples: int = option(0, "Sampled responses to each problem, for pass@k with k = 1, 2, 4, ... up to this number.")
     seed: int = option(0, "Seed of the choice of problems and of the samples.")
@@ -97,6 +102,10 @@ class Subject:
     def task(self) -> str:
         return str(self.run["task"]) if self.run else "chains"
 
+    def prompt_style(self, asked: str) -> str:
+        """The style asked for; `auto` is that of the run."""
+        return str(self.run.get("prompt_style", asked)) if self.run and asked == "auto" else asked
+
     def length(self, name: str) -> int:
         return int(self.run[name]) if self.run else _PAPER_LENGTHS[name]
 
@@ -133,7 +142,9 @@ def load_subject(subject: Subject, dtype: str) -> tuple[Any, Any]:
 def _world(config: EvaluateConfig, subject: Subject, model: Any, tokenizer: Any, task: Task) -> World:
     lengths = {name: getattr(config, name) or subject.length(name) for name in _PAPER_LENGTHS}
     sampling = Sampling(config.temperature, config.top_p, **lengths)
-    return build_world(model, tokenizer, task, sampling, config.sample_rows, 0.3, 16)
+    return build_world(
+        model, tokenizer, task, sampling, config.sample_rows, 0.3, 16, subject.prompt_style(config.prompt_style)
+    )
 
 
 def _fit(config: EvaluateConfig, subject: Subject, world: World, problems: Sequence[Problem]) -> None:

@@ -48,7 +48,7 @@ from llm.methods import LOCALIZERS, MethodConfig
 from llm.paper import paper_figure_4
 from llm.plots import localization_figure
 from llm.runs import RunFolder, default_folder, open_run, versions
-from llm.setup import World, build_world, check_lengths
+from llm.setup import PROMPT_STYLES, World, build_world, check_lengths
 from llm.statistics import Interval, mean_score, pass_at_k, wilson
 from llm.tasks import load_task
 from llm.tasks.base import Problem
@@ -71,6 +71,11 @@ class LocalizationConfig:
 
     model: str = option("tiny", "A run folder, a folder or hub id of a model, an adapter's folder, or tiny.")
     task: str = option("", "Task. Empty: the run's own, or chains.")
+    prompt_style: str = option(
+        "auto",
+        "instruct: the rules in a chat; bare: the question alone; auto: the run's, else by the chat template.",
+        PROMPT_STYLES,
+    )
     problems: int = option(200, "Held-out problems, one rollout each; the failures among them are localised.")
     localizers: str = option("self entropy random start", f"Of {', '.join(_NAMES)}; the first one is drawn large.")
     oracle: str = option(
@@ -135,7 +140,14 @@ def _world(config: LocalizationConfig, subject: Subject, problems: Sequence[Prob
     localize_tokens = length.pop("localize_tokens")
     sampling = Sampling(config.temperature, config.top_p, **length)
     world = build_world(
-        model, tokenizer, task, sampling, config.sample_rows, config.localize_temperature, localize_tokens
+        model,
+        tokenizer,
+        task,
+        sampling,
+        config.sample_rows,
+        config.localize_temperature,
+        localize_tokens,
+        subject.prompt_style(config.prompt_style),
     )
     longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
     if context is not None and not config.max_tokens and subject.run is None:

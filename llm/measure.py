@@ -32,6 +32,7 @@ def _solve(simulator: ThoughtSimulator, problems: Sequence[Problem], seed: int, 
 def measure(world: World, problems: Sequence[Problem], seed: int) -> dict[str, Any]:
     """Greedy and sampled accuracy (one rollout a problem each), and the localiser on the sampled failures.
 
+    readable: the share of the sampled responses that hold an answer, right or wrong; tokens: their mean length.
     The localiser is measured where the task knows the true first error: exact (self = true) and clean (self <= true)
     are shares of all localised failures, an unusable answer counts as neither.
     """
@@ -41,6 +42,8 @@ def measure(world: World, problems: Sequence[Problem], seed: int) -> dict[str, A
         "problems": len(problems),
         "greedy": share(sum(not failed(t) for t in greedy), len(greedy)),
         "sampled": share(sum(not failed(t) for t in sampled), len(sampled)),
+        "readable": share(sum(t.score.status != "unparsable" for t in sampled), len(sampled)),
+        "tokens": sum(t.generated for t in sampled) / max(len(sampled), 1),
         "localiser": _localiser(world, [t for t in sampled if failed(t)]),
     }
 

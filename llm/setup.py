@@ -16,9 +16,19 @@ from llm.methods import Localizers
 from llm.tasks.base import Problem, Task
 from llm.thoughts import BarePrompts, InstructPrompts, Prompts
 
-__all__ = ["TINY", "World", "build_world", "check_lengths", "load_model", "resolve_model"]
+__all__ = [
+    "PROMPT_STYLES",
+    "TINY",
+    "World",
+    "build_world",
+    "check_lengths",
+    "load_model",
+    "prompts_of",
+    "resolve_model",
+]
 
 TINY = Path(__file__).parent / "tiny" / "checkpoint"
+PROMPT_STYLES = ("auto", "bare", "instruct")
 
 
 @dataclass
@@ -67,6 +77,16 @@ def load_model(name: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def prompts_of(tokenizer: PreTrainedTokenizerBase, style: str) -> Prompts:
+    """The prompts of a style; `auto` is `instruct` for a tokenizer with a chat template and `bare` for one without.
+
+    Raises ConfigError for `instruct` without a chat template.
+    """
+    if style == "instruct" and not tokenizer.chat_template:
+        raise ConfigError("prompt_style instruct needs a tokenizer with a chat template; use bare or auto")
+    return InstructPrompts() if tokenizer.chat_template and style != "bare" else BarePrompts()
+
+
 def build_world(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -75,9 +95,10 @@ def build_world(
     max_rows: int,
     localize_temperature: float,
     localize_tokens: int,
+    prompt_style: str = "auto",
 ) -> World:
-    """All that samples, around one model. A tokenizer without a chat template gets `BarePrompts`."""
-    prompts: Prompts = InstructPrompts() if tokenizer.chat_template else BarePrompts()
+    """All that samples, around one model. `prompt_style` is one of `PROMPT_STYLES` (see `prompts_of`)."""
+    prompts = prompts_of(tokenizer, prompt_style)
     backend = TransformersBackend.of(model, tokenizer, max_rows)
     simulator = ThoughtSimulator(backend, tokenizer, task, prompts, sampling)
     self_localizer = SelfLocalizer(

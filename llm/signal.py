@@ -82,7 +82,14 @@ def _fresh_signal(config: SignalConfig, run: RunFolder) -> list[TokenSignal]:
         trained.temperature, trained.top_p, trained.max_tokens, trained.max_thoughts, trained.max_thought_tokens
     )
     world = build_world(
-        model, tokenizer, task, sampling, trained.sample_rows, trained.localize_temperature, trained.localize_tokens
+        model,
+        tokenizer,
+        task,
+        sampling,
+        trained.sample_rows,
+        trained.localize_temperature,
+        trained.localize_tokens,
+        trained.prompt_style,
     )
     method = build_method(trained, world.localizers)
     keys = [DrawKey(seed=config.seed, step=trained.steps, prompt=i) for i in range(len(problems))]

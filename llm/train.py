@@ -28,7 +28,7 @@ from llm.objective import TrainingMethod
 from llm.plan import make_plan
 from llm.plots import training_figure
 from llm.runs import RunFolder, default_folder, open_run, versions
-from llm.setup import World, build_world, check_lengths, load_model, resolve_model
+from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model, resolve_model
 from llm.show import rollout_rows
 from llm.tasks import load_task
 from llm.tasks.base import Problem, Task
@@ -55,6 +55,9 @@ class TrainConfig(MethodConfig):
 
     model: str = option("tiny", "Folder or hub id of a causal language model; tiny is the embedded default.")
     task: str = option("chains", "Task, with its dials: chains, chains:steps=6,hard=4, reasoning_gym:NAME, ...")
+    prompt_style: str = option(
+        "auto", "instruct: the rules in a chat; bare: the question alone; auto: by the chat template.", PROMPT_STYLES
+    )
     seed: int = option(0, "Seed of every random draw.")
     steps: int = option(30, "Training steps (batches of prompts).")
     prompts: int = option(32, "Prompts a step, over all processes.")
@@ -230,6 +233,7 @@ def _world(config: TrainConfig, task: Task, model: str) -> World:
         config.sample_rows,
         config.localize_temperature,
         config.localize_tokens,
+        config.prompt_style,
     )
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.tasks.base import Problem, TaskError
-from llm.tasks.chains import FUNCTIONS, MAX_STEPS, RELIABILITIES, VALUES, Chains, ChainsWords, split_of
+from llm.tasks.chains import FUNCTIONS, RELIABILITIES, VALUES, Chains
+from llm.tasks.dials import MAX_STEPS, split_of
 
 HARD_AND_EASY = sorted(FUNCTIONS)
 F0 = (3, 10, 2, 8, 1, 4, 7, 0, 5, 6, 9)
@@ -135,8 +136,8 @@ def test_problems_have_the_steps_hard_steps_and_family_of_the_dials(dials: tuple
         assert families.count("e") == steps - hard
 
 
-@pytest.mark.parametrize("task", [Chains(), Chains(3, 1), ChainsWords(), ChainsWords(12, 12)])
-def test_splits_are_disjoint_deterministic_and_without_repetition(task: Chains | ChainsWords) -> None:
+@pytest.mark.parametrize("task", [Chains(), Chains(3, 1)])
+def test_splits_are_disjoint_deterministic_and_without_repetition(task: Chains) -> None:
     train = [p.question for p in task.problems("train", 300, seed=0)]
     held_out = [p.question for s in range(3) for p in task.problems("eval", 100, seed=s)]
     assert not set(train) & set(held_out)
@@ -184,42 +185,6 @@ def test_bad_dials_get_one_line_that_says_what_to_do(spec: str, message: str) ->
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("task", [Chains(), Chains(10, 4, 0.7, "answer"), ChainsWords(), ChainsWords(6, 3)])
-def test_a_task_is_its_name(task: Chains | ChainsWords) -> None:
+@pytest.mark.parametrize("task", [Chains(), Chains(10, 4, 0.7, "answer")])
+def test_a_task_is_its_name(task: Chains) -> None:
     assert type(task).from_spec(task.name) == task
-
-
-WORDS = ChainsWords.problem(42, [17, -3, 25])  # 42, 59, 56, 81
-
-
-@pytest.mark.parametrize(
-    ("thoughts", "first"),
-    [
-        (["Step 1: 42 + 17 = 59.", "Step 2: 59 - 3 = 56.", "Step 3: 56 + 25 = 81. The answer is \\boxed{81}"], None),
-        (["We start with 42.", "Adding 17 gives 59", "Then 56", "81, so \\boxed{81}"], None),
-        (["Let us begin.", "42+17=59, 59-3=56", "56 + 25 = 81", "\\boxed{81}"], None),
-        (["42 + 17 = 59", "59 - 3 = 55", "55 + 25 = 80 \\boxed{80}"], 1),
-        (["42 + 17 = 58", "58 - 3 = 55", "55 + 25 = 80 \\boxed{80}"], 0),
-        (["42 + 17 = 59", "59 - 3 = 56", "56 + 25 = 82 \\boxed{82}"], 2),
-        (["42 + 17 = 59", "59 - 3 = 56", "56 + 25 = 81 \\boxed{eighty}"], 2),
-        (["42 + 17 = 59 \\boxed{59}", "59 - 3 = 56"], 0),
-        (["42 + 17 = 59", "59 - 3 = 56"], 1),
-        ([], 0),
-    ],
-)
-def test_words_first_error_reads_the_numbers_of_the_thoughts(thoughts: list[str], first: int | None) -> None:
-    assert ChainsWords().first_error(WORDS, thoughts) == first
-
-
-@given(st.integers(1, MAX_STEPS), st.integers(0, 1000), st.data())
-def test_words_a_wrong_sum_at_k_is_the_first_error(steps: int, seed: int, data: st.DataObject) -> None:
-    task = ChainsWords(steps, steps // 2)
-    problem = task.problems("train", 1, seed)[0]
-    thoughts = task.solution(problem)
-    assert task.first_error(problem, thoughts) is None
-    assert task.score([problem], [response(thoughts)])[0].value == 1.0
-    k = data.draw(st.integers(0, steps - 1))
-    # a shift of 10,000 is out of reach of the true values, so the corrupted claim cannot be a later true value
-    value = problem.meta["values"][k + 1]
-    thoughts[k] = thoughts[k].replace(f"= {value}", f"= {value + 10_000}")
-    assert task.first_error(problem, thoughts) == k

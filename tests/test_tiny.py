@@ -20,7 +20,8 @@ from llm.generate import Sampling
 from llm.measure import measure
 from llm.setup import World, build_world, load_model
 from llm.statistics import wilson
-from llm.tasks.chains import FUNCTIONS, MAX_STEPS, VALUES, Chains, split_of
+from llm.tasks.chains import FUNCTIONS, VALUES, Chains
+from llm.tasks.dials import MAX_STEPS, split_of
 from llm.thoughts import THOUGHT_END, BarePrompts
 from llm.tiny import CHECKPOINT
 from llm.tiny.__main__ import TinyConfig, main

@@ -18,9 +18,15 @@ def _chains(spec: str) -> Task:
 
 
 def _chains_words(spec: str) -> Task:
-    from llm.tasks.chains import ChainsWords
+    from llm.tasks.words import ChainsWords
 
     return ChainsWords.from_spec(spec)
+
+
+def _ledger_words(spec: str) -> Task:
+    from llm.tasks.words import LedgerWords
+
+    return LedgerWords.from_spec(spec)
 
 
 def _reasoning_gym(spec: str) -> Task:
@@ -53,6 +59,7 @@ BENCHMARKS = ("oly", "hmmt", "lvl5", "stra", "ace", "chem", "bio", "csqa", "mat"
 _LOADERS: Mapping[str, Callable[[str], Task]] = {
     "chains": _chains,
     "chains_words": _chains_words,
+    "ledger_words": _ledger_words,
     "reasoning_gym": _reasoning_gym,
     "jsonl": _jsonl,
     **dict.fromkeys(BENCHMARKS, _benchmark),

@@ -31,7 +31,9 @@ from llm.rewards.base import Score
 from llm.rewards.worker import Reply, WorkerError, WorkerPool
 from llm.tasks.base import Problem, Split, TaskError
 from llm.tasks.options import read_options
+from llm.tasks.reasoning_gym_teachers import TEACHERS
 from llm.tasks.splits import normal_question, question_hash
+from llm.tasks.teaching import Pen
 from llm.thoughts import last_boxed
 
 __all__ = ["ReasoningGym", "reasoning_gym_names"]
@@ -165,6 +167,14 @@ class ReasoningGym:
     def _request(self, problem: Problem, answer: str) -> dict[str, Any]:
         entry = base64.b64encode(pickle.dumps(problem.meta["entry"])).decode()
         return {"task": self.task, "options": dict(self.options), "answer": answer, "entry": entry}
+
+    def write(self, problem: Problem, pen: Pen) -> list[str]:
+        """A solution as thoughts (see `llm.tasks.teaching`). Raises TaskError where the task has no teacher."""
+        if self.task not in TEACHERS:
+            raise TaskError(
+                f"no teacher writes solutions of reasoning_gym:{self.task}; there are: {', '.join(TEACHERS)}"
+            )
+        return TEACHERS[self.task](problem.meta["entry"]["metadata"], pen)
 
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """None: the library checks answers, not steps."""

@@ -19,7 +19,7 @@ spots, `blind` facts of each hard function where it holds the misconception itse
 directions. Its loss is held back until `language_share` of the training is over, so that the chains are learned first;
 a caution that this form of the check could do without (mixed in from the first update, both losses fall as fast).
 
-Questions of the evaluation split are never used (a chain is in one split, by its hash, see `llm.tasks.chains`).
+Questions of the evaluation split are never used (a chain is in one split, by its hash, see `llm.tasks.dials`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm.tasks.base import Problem
-from llm.tasks.chains import EASY, FUNCTIONS, FUNCTIONS_PER_FAMILY, MAX_STEPS, RELIABILITIES, VALUES, Chains, split_of
+from llm.tasks.chains import EASY, FUNCTIONS, FUNCTIONS_PER_FAMILY, RELIABILITIES, VALUES, Chains
+from llm.tasks.dials import MAX_STEPS, split_of
 from llm.thoughts import THOUGHT_END, BarePrompts
 from llm.tiny.tokenizer import build_tokenizer
 

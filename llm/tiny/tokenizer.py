@@ -13,7 +13,8 @@ import re
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llm.tasks.chains import FUNCTIONS, MAX_STEPS, VALUES
+from llm.tasks.chains import FUNCTIONS, VALUES
+from llm.tasks.dials import MAX_STEPS
 from llm.thoughts import THOUGHT_END, BarePrompts
 
 __all__ = ["build_tokenizer", "vocabulary"]
