@@ -10,7 +10,7 @@ The deviations from the source are numbered in its docstring; to all of them app
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from cpi.draws import DrawKey
 from cpi.groups import Account, Group, Phase, Plan, Rollouts, Split, collect, failed
 from cpi.resets import Start
 from llm.generate import ThoughtSimulator
-from llm.objective import Roll, Row, own_tokens
+from llm.objective import Roll, Row, own_logprobs, own_tokens
 from llm.thoughts import Prefix, ThoughtTrace
 from llm.values import prefix_values
 
@@ -49,10 +49,7 @@ def _normalised(rows: list[Row]) -> list[Row]:
     sizes = [int(row.mask_T.sum()) for row in rows]
     total = max(sum(sizes), 1)
     factors = [len(rows) * size / total for size in sizes]
-    return [
-        Row(row.prompt_ids, row.completion_ids, row.mask_T, row.advantage_T * factor)
-        for row, factor in zip(rows, factors, strict=True)
-    ]
+    return [replace(row, advantage_T=row.advantage_T * factor) for row, factor in zip(rows, factors, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,8 @@ class ThoughtValues:
         steps = np.diff(np.append(values, trace.outcome))
         segment_T = np.searchsorted(starts, thought_tokens(trace), side="right") - 1
         mask = _decisive(trace, self.max_prob)
-        return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, steps[segment_T], 0.0))
+        advantage_T = np.where(mask, steps[segment_T], 0.0)
+        return Row(trace.prompt_ids, trace.ids, mask, advantage_T, logprob_T=own_logprobs(trace))
 
 
 def _charge(account: Account, rollouts: Sequence[ThoughtTrace], discarded: bool = False) -> None:
@@ -197,7 +195,7 @@ class ThoughtTree:
         level_T = np.searchsorted(ends, thought_tokens(leaf), side="right")
         advantage_T = np.array([a[node] for a, node in zip(advantages, path, strict=True)])[level_T]
         mask = _decisive(leaf, self.max_prob)
-        return Row(leaf.prompt_ids, leaf.ids, mask, np.where(mask, advantage_T, 0.0))
+        return Row(leaf.prompt_ids, leaf.ids, mask, np.where(mask, advantage_T, 0.0), logprob_T=own_logprobs(leaf))
 
     def _report(
         self, leaves: list[list[ThoughtTrace]], cuts: list[list[NDArray[np.int64]]], account: Account
@@ -224,7 +222,7 @@ def _revise(
 
 def _whole(trace: ThoughtTrace, advantage: float) -> Row:
     mask = own_tokens(trace)
-    return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage, 0.0))
+    return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage, 0.0), logprob_T=own_logprobs(trace))
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,8 @@ class CritiqueGRPO:
         size = len(trace.ids)
         shaping = self.gamma if trace.key.phase == Phase.REVISE else 0.0
         advantage_T = np.full(size, advantage * size / longest)
-        return Row(root.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), advantage_T, shaping)
+        logprob_T = None if shaping else own_logprobs(trace)  # a refinement was sampled in another context
+        return Row(root.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), advantage_T, shaping, logprob_T)
 
 
 @dataclass(frozen=True)

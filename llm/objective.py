@@ -23,7 +23,7 @@ from cpi.groups import Rollouts
 from llm.generate import ThoughtSimulator
 from llm.thoughts import Prefix, ThoughtTrace
 
-__all__ = ["Length", "Roll", "Row", "TrainingMethod", "length_factor", "own_tokens", "trace_row"]
+__all__ = ["Length", "Roll", "Row", "TrainingMethod", "length_factor", "own_logprobs", "own_tokens", "trace_row"]
 
 Length = Literal["own", "whole", "constant"]
 
@@ -34,6 +34,8 @@ class Row:
 
     shaping: 0 for a response of the policy itself; gamma > 0 for one sampled in another context, whose tokens enter
     the objective as p / (p + gamma) in place of the importance ratio (Critique-GRPO).
+
+    logprob_T: the log-probabilities [T] that the tokens were sampled with, nan where they are not known; None: nowhere.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +43,7 @@ class Row:
     mask_T: NDArray[np.bool_]
     advantage_T: NDArray[np.float64]
     shaping: float = 0.0
+    logprob_T: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ def own_tokens(trace: ThoughtTrace) -> NDArray[np.bool_]:
     return np.arange(len(trace.ids)) >= trace.inherited_tokens
 
 
+def own_logprobs(trace: ThoughtTrace) -> NDArray[np.float64]:
+    """The log-probabilities [T] with which a response was sampled, nan on what it inherited."""
+    return np.concatenate([np.full(trace.inherited_tokens, np.nan), trace.logprobs])
+
+
 def length_factor(length: Length, trained: int, whole: int, longest: int) -> float:
     """The factor that turns 1/T_i of the trained tokens into another normaliser.
 
@@ -96,4 +104,5 @@ def trace_row(
     """The row of one response with one advantage; ``prefix_mask=False`` trains on the inherited prefix too."""
     mask = own_tokens(trace) if prefix_mask else np.ones(len(trace.ids), dtype=np.bool_)
     factor = length_factor(length, int(mask.sum()), mask.size, longest)
-    return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage * factor, 0.0))
+    advantage_T = np.where(mask, advantage * factor, 0.0)
+    return Row(trace.prompt_ids, trace.ids, mask, advantage_T, logprob_T=own_logprobs(trace))

@@ -23,7 +23,18 @@ from llm.config import ConfigError, to_yaml
 
 __all__ = ["RunFolder", "default_folder", "open_run", "versions"]
 
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "math-verify", "reasoning-gym")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "peft",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "math-verify",
+    "reasoning-gym",
+)
 
 
 def versions() -> dict[str, Any]:
@@ -109,6 +120,7 @@ def _check_same(config: Any, folder: Path) -> None:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one") from error
+    saved = {f.name: f.default for f in dataclasses.fields(config)} | saved  # a field may be younger than the run
     for name, value in dataclasses.asdict(config).items():
         if name in ("output", "resume") or saved.get(name) == value:
             continue

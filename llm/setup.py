@@ -15,6 +15,7 @@ from llm.localize import OracleLocalizer, SelfLocalizer
 from llm.methods import Localizers
 from llm.tasks.base import Problem, Task
 from llm.thoughts import BarePrompts, InstructPrompts, Prompts
+from llm.vllm_backend import VLLMBackend
 
 __all__ = ["TINY", "World", "build_world", "check_lengths", "load_model", "resolve_model"]
 
@@ -29,7 +30,7 @@ class World:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     prompts: Prompts
-    backend: TransformersBackend
+    backend: TransformersBackend | VLLMBackend
     simulator: ThoughtSimulator
     localizers: Localizers
 
@@ -75,10 +76,18 @@ def build_world(
     max_rows: int,
     localize_temperature: float,
     localize_tokens: int,
+    backend_name: str = "transformers",
 ) -> World:
-    """All that samples, around one model. A tokenizer without a chat template gets `BarePrompts`."""
+    """All that samples, around one model. A tokenizer without a chat template gets `BarePrompts`.
+
+    A backend "vllm" has no engine yet; `max_rows` is not for it, as vLLM queues what does not fit.
+    """
     prompts: Prompts = InstructPrompts() if tokenizer.chat_template else BarePrompts()
-    backend = TransformersBackend.of(model, tokenizer, max_rows)
+    backend = (
+        VLLMBackend.of(model, tokenizer)
+        if backend_name == "vllm"
+        else TransformersBackend.of(model, tokenizer, max_rows)
+    )
     simulator = ThoughtSimulator(backend, tokenizer, task, prompts, sampling)
     self_localizer = SelfLocalizer(
         backend, tokenizer, prompts, temperature=localize_temperature, max_tokens=localize_tokens

@@ -19,6 +19,8 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
  7. The order of prompts is a data set written out for the whole run (`schedule`), so there is only one epoch for TRL
     and a run resumed in its third pass over the problems sees what an uninterrupted one sees.
  8. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
+ 9. With vLLM the rows carry the log-probabilities that they were sampled with, nan on inherited prefixes, and TRL
+    corrects for the train/inference mismatch per token (`llm.vllm_backend`); its size is logged as ``mismatch``.
 """
 
 from __future__ import annotations
@@ -47,9 +49,10 @@ from cpi.draws import DrawKey
 from cpi.groups import Rollouts
 from llm.generate import ThoughtSimulator, TransformersBackend
 from llm.metrics import merge, step_metrics, step_sums
-from llm.objective import Roll, TrainingMethod
+from llm.objective import Roll, Row, TrainingMethod
 from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
+from llm.vllm_backend import VLLMBackend, engine_of
 
 __all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "schedule"]
 
@@ -88,11 +91,13 @@ class ResetTrainer(GRPOTrainer):
     metrics; both are for reporting and change nothing.
     """
 
+    _last_loaded_step: int  # TRL's: the step whose weights vLLM holds
+
     def __init__(
         self,
         *,
         simulator: ThoughtSimulator,
-        backend: TransformersBackend,
+        backend: TransformersBackend | VLLMBackend,
         method: TrainingMethod,
         problems: Sequence[Problem],
         args: GRPOConfig,
@@ -107,10 +112,20 @@ class ResetTrainer(GRPOTrainer):
         self._reset_roll: Roll
         super().__init__(reward_funcs=_no_reward, args=args, rollout_func=self._roll_out, **kwargs)
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
+        if isinstance(backend, VLLMBackend):
+            backend.engine = engine_of(self.vllm_generation)
 
     @contextmanager
-    def _sampling(self) -> Iterator[None]:
-        """The backend samples from the bare model. Entered once a step on every process: gathering is collective."""
+    def sampling(self) -> Iterator[None]:
+        """The backend samples from the model as it is now. Entered on every process: gathering is collective."""
+        if isinstance(self.backend, VLLMBackend):
+            assert self.backend.engine is not None
+            if self._last_loaded_step != self.state.global_step:  # not yet done by TRL, which does it once a step
+                self.vllm_generation.sync_weights()
+                self._last_loaded_step = self.state.global_step
+            with self.backend.engine.serving():
+                yield
+            return
         outside = self.backend.model
         with (
             unwrap_model_for_generation(
@@ -131,6 +146,8 @@ class ResetTrainer(GRPOTrainer):
         outputs["advantages"] = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
         sums = step_sums(roll.rollouts, roll.advantages, self.simulator.task, roll.answers)
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
+        if mismatch := self._metrics["train"].get("sampling/sampling_logp_difference/mean"):
+            self._reset_metrics["mismatch"] = mismatch[-1]
         self.on_step(self._reset_step)
         return outputs
 
@@ -165,14 +182,14 @@ class ResetTrainer(GRPOTrainer):
         inputs = self._reset_inputs[:: self.num_generations]
         keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in inputs]
         roots = [self.simulator.root(self.problems[int(r["index"])]) for r in inputs]
-        with self._sampling():
+        with self.sampling():
             roll = self.method.roll(self.simulator, roots, keys)
         self._reset_roll = roll
         self._reset_step = Step(int(inputs[0]["step"]), roll.rollouts, roll.advantages)
         return {
             "prompt_ids": [list(row.prompt_ids) for row in roll.rows],
             "completion_ids": [list(row.completion_ids) for row in roll.rows],
-            "logprobs": None,
+            "logprobs": [_sampled_at(row) for row in roll.rows] if isinstance(self.backend, VLLMBackend) else None,
             "env_mask": [row.mask_T.astype(int).tolist() for row in roll.rows],
             "unused": [0.0] * len(roll.rows),
         }
@@ -219,6 +236,11 @@ class ResetTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (folder / _COMPLETE).write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
+
+
+def _sampled_at(row: Row) -> list[float]:
+    size = len(row.completion_ids)
+    return [math.nan] * size if row.logprob_T is None else [float(x) for x in row.logprob_T]
 
 
 def _no_reward(unused: list[float], **_: Any) -> list[float]:
