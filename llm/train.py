@@ -51,7 +51,7 @@ _BUDGET = (
 
 
 @dataclass(frozen=True)
-class TrainConfig(MethodConfig, BackendConfig):
+class TrainConfig(BackendConfig, MethodConfig):
     """Train a language model with resets. Without options: SRPO on the embedded default model, a few minutes."""
 
     model: str = option("tiny", "Folder or hub id of a causal language model; tiny is the embedded default.")

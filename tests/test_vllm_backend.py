@@ -15,6 +15,7 @@ import fake_vllm
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_vllm import LLM, Core, SamplingParams
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -32,6 +33,7 @@ from cpi.draws import DrawKey, uniforms
 from llm.config import ConfigError
 from llm.generate import NoStop, Request, Sampled, ThoughtStop, TransformersBackend
 from llm.methods import METHODS
+from llm.runs import open_run
 from llm.setup import TINY, load_model, resolve_model
 from llm.tasks import load_task
 from llm.thoughts import BarePrompts
@@ -491,6 +493,16 @@ def test_the_dry_run_needs_no_vllm_and_says_what_would_be_started(capsys, tmp_pa
         in shown
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_from_before_these_options_is_resumed_with_their_defaults(tmp_path: Path):
+    config = TrainConfig(output=str(tmp_path))
+    younger = ("backend", "vllm_memory", "vllm_server", "vllm_sleep", "vllm_correction")
+    saved = {name: value for name, value in vars(config).items() if name not in younger}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert open_run(config, tmp_path, resume=True).path == tmp_path
+    with pytest.raises(ConfigError, match="backend='transformers', not 'vllm'"):
+        open_run(replace(config, backend="vllm"), tmp_path, resume=True)
 
 
 # --- the seams of TRL -----------------------------------------------------------------------------------------------
