@@ -22,7 +22,7 @@ from cpi.draws import DrawKey
 from cpi.groups import Account, Group, Phase, Plan, Rollouts, Split, collect, failed
 from cpi.resets import Start
 from llm.generate import ThoughtSimulator
-from llm.objective import Roll, Row, own_tokens
+from llm.objective import Roll, Row, own_logprobs, own_tokens
 from llm.thoughts import Prefix, ThoughtTrace
 from llm.values import prefix_values
 
@@ -103,7 +103,8 @@ class SegmentValues:
         steps = np.diff(np.append(values, trace.outcome))
         segment_T = np.searchsorted(starts, np.arange(len(trace.ids)), side="right") - 1
         mask = _decisive(trace, self.max_prob)
-        return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, steps[segment_T], 0.0))
+        advantage_T = np.where(mask, steps[segment_T], 0.0)
+        return Row(trace.prompt_ids, trace.ids, mask, advantage_T, logprob_T=own_logprobs(trace))
 
 
 def _charge(account: Account, rollouts: Sequence[ThoughtTrace], discarded: bool = False) -> None:
@@ -206,7 +207,7 @@ class SegmentTree:
         level_T = np.searchsorted(ends, np.arange(len(leaf.ids)), side="right")
         advantage_T = np.array([a[node] for a, node in zip(advantages, path, strict=True)])[level_T]
         mask = _decisive(leaf, self.max_prob)
-        return Row(leaf.prompt_ids, leaf.ids, mask, np.where(mask, advantage_T, 0.0))
+        return Row(leaf.prompt_ids, leaf.ids, mask, np.where(mask, advantage_T, 0.0), logprob_T=own_logprobs(leaf))
 
     def _report(
         self, leaves: list[list[ThoughtTrace]], cuts: list[list[NDArray[np.int64]]], account: Account
@@ -237,7 +238,12 @@ def _whole(trace: ThoughtTrace, advantage: float, longest: int, beta: float = 0.
     size = len(trace.ids)
     factor = size / longest
     return Row(
-        trace.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), np.full(size, advantage * factor), kl=beta * factor
+        trace.prompt_ids,
+        trace.ids,
+        np.ones(size, dtype=np.bool_),
+        np.full(size, advantage * factor),
+        kl=beta * factor,
+        logprob_T=own_logprobs(trace),
     )
 
 
@@ -298,7 +304,8 @@ class CritiqueGRPO:
         size = len(trace.ids)
         shaping = self.gamma if trace.key.phase == Phase.REVISE else 0.0
         advantage_T = np.full(size, advantage * size / longest)
-        return Row(root.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), advantage_T, shaping)
+        logprob_T = None if shaping else own_logprobs(trace)  # a refinement was sampled in another context
+        return Row(root.prompt_ids, trace.ids, np.ones(size, dtype=np.bool_), advantage_T, shaping, logprob_T=logprob_T)
 
 
 @dataclass(frozen=True)

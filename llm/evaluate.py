@@ -41,15 +41,16 @@ from llm.tasks import BENCHMARKS, load_task, refuse_overlap
 from llm.tasks.base import Problem, Task, TaskError
 from llm.tasks.splits import FiniteTask
 from llm.thoughts import ThoughtTrace
+from llm.vllm_backend import BackendConfig, VLLMBackend, check_backend, colocated_engine
 
-__all__ = ["EvaluateConfig", "Subject", "find_subject", "load_subject", "main"]
+__all__ = ["EvaluateConfig", "Subject", "find_subject", "load_subject", "main", "start_engine"]
 
 _PAPER_LENGTHS = {"max_tokens": 4096, "max_thoughts": 20, "max_thought_tokens": 256}
 _PAPER_COLUMNS = ("Base", "GRPO", "RRPO", "SRPO")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(BackendConfig):
     """Measure a model on held-out problems: greedy accuracy and, with samples, pass@k, each with a 95% interval."""
 
     model: str = option("tiny", "A run folder, a folder or hub id of a model, an adapter's folder, or tiny.")
@@ -68,7 +69,7 @@ class EvaluateConfig:
     max_thoughts: int = option(0, "Thoughts of a response. 0: those of the run; for a model, 20.")
     max_thought_tokens: int = option(0, "Tokens of a thought. 0: those of the run; for a model, 256.")
     batch: int = option(32, "Problems sampled together and written together.")
-    sample_rows: int = option(512, "Responses sampled at once.")
+    sample_rows: int = option(512, "Responses sampled at once; vLLM queues by itself.")
     dtype: str = option("float32", "Of the weights; bfloat16 for GPUs.", ("float32", "bfloat16"))
     threads: int = option(0, "Torch threads; 0 leaves torch's choice.")
     output: str = option("", "Folder of the results; by default runs/evaluate-MODEL-NNN.")
@@ -86,6 +87,7 @@ def _check(config: EvaluateConfig) -> None:
         raise ConfigError("temperature must be positive: samples at temperature 0 are all the greedy response")
     if not 0 < config.top_p <= 1:
         raise ConfigError(f"top_p must lie in (0, 1], got {config.top_p}")
+    check_backend(config, (), start=True)
     if config.resume and not config.output:
         raise ConfigError("--resume needs --output, the folder of the evaluation to go on with")
 
@@ -142,9 +144,18 @@ def load_subject(subject: Subject, dtype: str) -> tuple[Any, Any]:
 def _world(config: EvaluateConfig, subject: Subject, model: Any, tokenizer: Any, task: Task) -> World:
     lengths = {name: getattr(config, name) or subject.length(name) for name in _PAPER_LENGTHS}
     sampling = Sampling(config.temperature, config.top_p, **lengths)
-    return build_world(
-        model, tokenizer, task, sampling, config.sample_rows, 0.3, 16, subject.prompt_style(config.prompt_style)
-    )
+    style = subject.prompt_style(config.prompt_style)
+    return build_world(model, tokenizer, task, sampling, config.sample_rows, 0.3, 16, style, config.backend)
+
+
+def start_engine(config: BackendConfig, worlds: Sequence[World]) -> None:
+    """A vLLM engine for worlds over one model, where it is asked for."""
+    if config.backend != "vllm":
+        return
+    engine = colocated_engine(worlds[0].model, worlds[0].tokenizer, config.vllm_memory)
+    for world in worlds:
+        assert isinstance(world.backend, VLLMBackend)
+        world.backend.engine = engine
 
 
 def _fit(config: EvaluateConfig, subject: Subject, world: World, problems: Sequence[Problem]) -> None:
@@ -282,6 +293,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     worlds = {spec: _world(config, subject, model, tokenizer, task) for spec, task in tasks.items()}
     for spec in specs:
         _fit(config, subject, worlds[spec], problems[spec])
+    start_engine(config, list(worlds.values()))
 
     stem = f"evaluate-{Path(config.model).name}"
     run = open_run(config, Path(config.output) if config.output else default_folder(stem), config.resume)

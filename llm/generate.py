@@ -7,8 +7,8 @@ cap.
 `TransformersBackend` is a plain key-value-cache loop over any Hugging Face causal language model. It exists beside
 ``model.generate`` for what resets need: token t of a rollout is sampled by inverse CDF from draw t of its key, whatever
 else is in the batch; a prefix shared by a group is computed once and its cache repeated; rows that are over leave the
-batch, so that short suffixes cost little beside long ones. Anything else that samples token ids (a server, say) can
-take its place through the `Backend` protocol.
+batch, so that short suffixes cost little beside long ones. vLLM (`llm.vllm_backend`), or anything else that samples
+token ids, can take its place through the `Backend` protocol.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = [
     "ThoughtStop",
     "TokenText",
     "TransformersBackend",
+    "end_tokens",
     "evaluating",
 ]
 
@@ -76,7 +77,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One row as sampled, the end-of-sequence token included. over: it ended by stop rule or end-of-sequence."""
+    """One row as sampled, the end-of-sequence token included. over: it ended by stop rule or end-of-sequence.
+
+    entropies: empty from a backend that has none (vLLM).
+    """
 
     ids: list[int]
     logprobs: list[float]
@@ -129,6 +133,13 @@ class NoStop:
         return False
 
 
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end a sequence: the model's own and the tokenizer's."""
+    eos = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = eos if isinstance(eos, list) else [eos]
+    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+
+
 @dataclass
 class TransformersBackend:
     """Samples from a Hugging Face causal language model, `max_rows` rows at a time.
@@ -144,9 +155,7 @@ class TransformersBackend:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> TransformersBackend:
-        eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-        listed = eos if isinstance(eos, list) else [eos]
-        eos_ids = frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+        eos_ids = end_tokens(model, tokenizer)
         pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids))
         return cls(model, eos_ids, pad_id, TokenText(tokenizer), max_rows)
 

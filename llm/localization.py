@@ -41,7 +41,7 @@ from cpi.draws import DrawKey, uniforms
 from cpi.groups import Phase, failed
 from cpi.resets import ResetSampler, Start, draw_cuts
 from llm.config import ConfigError, option, run_command
-from llm.evaluate import Subject, find_subject, load_subject
+from llm.evaluate import Subject, find_subject, load_subject, start_engine
 from llm.generate import Sampling
 from llm.localize import ValueLocalizer, true_first_error
 from llm.methods import LOCALIZERS, MethodConfig
@@ -54,6 +54,7 @@ from llm.tasks import load_task
 from llm.tasks.base import Problem
 from llm.tasks.splits import FiniteTask
 from llm.thoughts import ThoughtTrace
+from llm.vllm_backend import BackendConfig, check_backend
 
 __all__ = ["BINS", "LocalizationConfig", "main", "summarise"]
 
@@ -66,7 +67,7 @@ _PAPER_LENGTHS = {"max_tokens": 4096, "max_thoughts": 20, "max_thought_tokens": 
 
 
 @dataclass(frozen=True)
-class LocalizationConfig:
+class LocalizationConfig(BackendConfig):
     """Collect a model's failures, localise them, and continue from where the localisers cut."""
 
     model: str = option("tiny", "A run folder, a folder or hub id of a model, an adapter's folder, or tiny.")
@@ -97,7 +98,7 @@ class LocalizationConfig:
         0, "Tokens of a localisation answer. 0: the run's; else 1024, at most a quarter of the context."
     )
     batch: int = option(32, "Problems worked on, and stored, together.")
-    sample_rows: int = option(512, "Responses sampled at once.")
+    sample_rows: int = option(512, "Responses sampled at once; vLLM queues by itself.")
     dtype: str = option("float32", "Of the weights; bfloat16 for GPUs.", ("float32", "bfloat16"))
     threads: int = option(0, "Torch threads; 0 leaves torch's choice.")
     output: str = option("", "Folder of the results; by default runs/localization-MODEL-NNN.")
@@ -120,6 +121,7 @@ def _check(config: LocalizationConfig) -> None:
             raise ConfigError(f"unknown localizer {name!r}; choose some of: {', '.join(_NAMES)}")
     if not _localizers(config):
         raise ConfigError(f"give at least one localizer of: {', '.join(_NAMES)}")
+    check_backend(config, _localizers(config), start=True)
     if config.resume and not config.output:
         raise ConfigError("--resume needs --output, the folder of the measurement to go on with")
 
@@ -148,12 +150,14 @@ def _world(config: LocalizationConfig, subject: Subject, problems: Sequence[Prob
         config.localize_temperature,
         localize_tokens,
         subject.prompt_style(config.prompt_style),
+        config.backend,
     )
     longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
     if context is not None and not config.max_tokens and subject.run is None:
         room = max(1, min(length["max_tokens"], context - longest))
         world.simulator.sampling = replace(sampling, max_tokens=room)
     check_lengths(world, list(problems), longest)
+    start_engine(config, [world])
     return world
 
 

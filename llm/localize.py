@@ -69,13 +69,14 @@ def parse_answer(text: str, num_thoughts: int) -> Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A localisation answer: key and length of the episode it is about, token ids of question and answer, reading."""
+    """A localisation answer: key and length of its episode, tokens of question and answer, reading, logprobs."""
 
     seed: DrawKey
     num_decisions: int
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     answer: Answer
+    logprobs: tuple[float, ...]
 
 
 def _point_mass(size: int, k: int | None) -> NDArray[np.float64]:
@@ -146,7 +147,8 @@ class SelfLocalizer:
     def _read(self, episode: ThoughtTrace, request: Request, sampled: Sampled) -> Asked:
         text = "".join(self._text(t) for t in sampled.ids)
         answer = parse_answer(text, episode.num_decisions)
-        return Asked(episode.key, episode.num_decisions, request.ids, tuple(sampled.ids), answer)
+        ids, logprobs = tuple(sampled.ids), tuple(sampled.logprobs)
+        return Asked(episode.key, episode.num_decisions, request.ids, ids, answer, logprobs)
 
     def _request(self, episode: ThoughtTrace, again: int) -> Request:
         prompt = self.prompts.localize(self.tokenizer, episode.problem.question, episode.thoughts)

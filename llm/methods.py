@@ -183,7 +183,8 @@ def localizer_rows(
 
 def _answer_row(asked: Asked, advantage: float) -> Row:
     size = len(asked.answer_ids)
-    return Row(asked.prompt_ids, asked.answer_ids, np.ones(size, dtype=np.bool_), np.full(size, advantage))
+    mask, advantage_T = np.ones(size, dtype=np.bool_), np.full(size, advantage)
+    return Row(asked.prompt_ids, asked.answer_ids, mask, advantage_T, logprob_T=np.array(asked.logprobs))
 
 
 _SIZES = r"(\d+(?:\+\d+)*)?"

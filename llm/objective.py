@@ -23,7 +23,7 @@ from cpi.groups import Rollouts
 from llm.generate import ThoughtSimulator
 from llm.thoughts import Prefix, ThoughtTrace
 
-__all__ = ["Length", "Roll", "Row", "TrainingMethod", "length_factor", "own_tokens", "trace_row"]
+__all__ = ["Length", "Roll", "Row", "TrainingMethod", "length_factor", "own_logprobs", "own_tokens", "trace_row"]
 
 Length = Literal["own", "whole", "constant"]
 
@@ -38,6 +38,7 @@ class Row:
     kl: the weight of a penalty KL(pi(. | context) || initial model) on the objective, estimated on this response, which
     the policy must have sampled in this context; 0 for none. It is on the scale of the advantages, so a factor on them
     belongs on it too.
+    logprob_T: the log-probabilities [T] that the tokens were sampled with, nan where they are not known; None: nowhere.
     """
 
     prompt_ids: tuple[int, ...]
@@ -46,6 +47,7 @@ class Row:
     advantage_T: NDArray[np.float64]
     shaping: float = 0.0
     kl: float = 0.0
+    logprob_T: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ def own_tokens(trace: ThoughtTrace) -> NDArray[np.bool_]:
     return np.arange(len(trace.ids)) >= trace.inherited_tokens
 
 
+def own_logprobs(trace: ThoughtTrace) -> NDArray[np.float64]:
+    """The log-probabilities [T] with which a response was sampled, nan on what it inherited."""
+    return np.concatenate([np.full(trace.inherited_tokens, np.nan), trace.logprobs])
+
+
 def length_factor(length: Length, trained: int, whole: int, longest: int) -> float:
     """The factor that turns 1/T_i of the trained tokens into another normaliser.
 
@@ -106,4 +113,5 @@ def trace_row(
     """The row of one response with one advantage; ``prefix_mask=False`` trains on the inherited prefix too."""
     mask = own_tokens(trace) if prefix_mask else np.ones(len(trace.ids), dtype=np.bool_)
     factor = length_factor(length, int(mask.sum()), mask.size, longest)
-    return Row(trace.prompt_ids, trace.ids, mask, np.where(mask, advantage * factor, 0.0))
+    advantage_T = np.where(mask, advantage * factor, 0.0)
+    return Row(trace.prompt_ids, trace.ids, mask, advantage_T, logprob_T=own_logprobs(trace))

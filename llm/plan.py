@@ -109,7 +109,9 @@ def make_plan(
         trained=trained,
         weights=weights * 2 if reference and not config.lora else weights,
         optimiser=trained * 3 * (4 if config.lora else _BYTES[config.dtype]),
-        cache=cache_bytes(architecture, min(config.sample_rows, local_rows), length, config.dtype),
+        cache=0  # vLLM's memory is a share of the GPU that is set aside, or another machine's
+        if config.backend == "vllm"
+        else cache_bytes(architecture, min(config.sample_rows, local_rows), length, config.dtype),
         activations=_activation_bytes(
             architecture, min(config.micro_rows, local_rows), length, config.dtype, config.gradient_checkpointing
         ),

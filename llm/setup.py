@@ -15,6 +15,7 @@ from llm.localize import OracleLocalizer, SelfLocalizer
 from llm.methods import Localizers
 from llm.tasks.base import Problem, Task
 from llm.thoughts import BarePrompts, InstructPrompts, Prompts
+from llm.vllm_backend import VLLMBackend
 
 __all__ = [
     "PROMPT_STYLES",
@@ -39,7 +40,7 @@ class World:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     prompts: Prompts
-    backend: TransformersBackend
+    backend: TransformersBackend | VLLMBackend
     simulator: ThoughtSimulator
     localizers: Localizers
 
@@ -96,10 +97,18 @@ def build_world(
     localize_temperature: float,
     localize_tokens: int,
     prompt_style: str = "auto",
+    backend_name: str = "transformers",
 ) -> World:
-    """All that samples, around one model. `prompt_style` is one of `PROMPT_STYLES` (see `prompts_of`)."""
+    """All that samples, around one model. `prompt_style` is one of `PROMPT_STYLES` (see `prompts_of`).
+
+    A backend "vllm" has no engine yet; `max_rows` is not for it, as vLLM queues what does not fit.
+    """
     prompts = prompts_of(tokenizer, prompt_style)
-    backend = TransformersBackend.of(model, tokenizer, max_rows)
+    backend = (
+        VLLMBackend.of(model, tokenizer)
+        if backend_name == "vllm"
+        else TransformersBackend.of(model, tokenizer, max_rows)
+    )
     simulator = ThoughtSimulator(backend, tokenizer, task, prompts, sampling)
     self_localizer = SelfLocalizer(
         backend, tokenizer, prompts, temperature=localize_temperature, max_tokens=localize_tokens

@@ -264,7 +264,7 @@ def main(config: SFTConfig) -> dict[str, Any]:
         adapter = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_rank, target_modules="all-linear")
         model = get_peft_model(model, adapter)
     begun = time.process_time()
-    losses = _train(config, model, worlds[next(iter(tasks))].backend.pad_id, rows, out)
+    losses = _train(config, model, int(tokenizer.pad_token_id), rows, out)
     cpu_seconds = time.process_time() - begun
     model = model.merge_and_unload() if config.lora else model
     if isinstance(prompts, BarePrompts):

@@ -33,6 +33,7 @@ from llm.show import rollout_rows
 from llm.tasks import load_task
 from llm.tasks.base import Problem, Task
 from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, schedule
+from llm.vllm_backend import BackendConfig, check_backend, connecting, describe, trl_settings
 
 __all__ = ["TrainConfig", "main"]
 
@@ -50,7 +51,7 @@ _BUDGET = (
 
 
 @dataclass(frozen=True)
-class TrainConfig(MethodConfig):
+class TrainConfig(BackendConfig, MethodConfig):
     """Train a language model with resets. Without options: SRPO on the embedded default model, a few minutes."""
 
     model: str = option("tiny", "Folder or hub id of a causal language model; tiny is the embedded default.")
@@ -73,7 +74,7 @@ class TrainConfig(MethodConfig):
     grad_clip: float = option(1.0, "Maximal norm of the gradient.")
     clip: float = option(0.0, "PPO's ratio bound (0.2 is usual); 0 for none, as in the paper.")
     micro_rows: int = option(64, "Rollouts in one backward pass, on each process.")
-    sample_rows: int = option(512, "Rollouts sampled at once, on each process.")
+    sample_rows: int = option(512, "Rollouts sampled at once, on each process; vLLM queues by itself.")
     temperature: float = option(0.7, "Sampling temperature of rollouts.")
     top_p: float = option(0.95, "Nucleus of rollouts and of localisation.")
     max_prompt_tokens: int = option(2048, "Prompt tokens; a longer prompt is refused before anything starts.")
@@ -87,6 +88,11 @@ class TrainConfig(MethodConfig):
     lora_alpha: int = option(64, "Scale of the adapter.")
     dtype: str = option("float32", "Of the weights; bfloat16 for GPUs.", ("float32", "bfloat16"))
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backward pass.")
+    vllm_server: str = option(
+        "", "Address of a vLLM server, such as http://localhost:8000; none: an engine in each process."
+    )
+    vllm_sleep: bool = option(False, "Free the memory of that engine between samplings, at the cost of moving weights.")
+    vllm_correction: bool = option(True, "Correct for vLLM's probabilities being a little off, by TRL's token ratios.")
     threads: int = option(0, "Torch threads; 0 for one per core, but a single one where the machine is busy.")
     save_every: int = option(10, "Steps between checkpoints.")
     sample_every: int = option(5, "Steps between samples of rollouts in rollouts.jsonl.")
@@ -125,6 +131,9 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"top_p must lie in (0, 1], got {config.top_p}")
     if not (config.learning_rate > 0 and math.isfinite(config.learning_rate)):
         raise ConfigError(f"learning_rate must be positive, got {config.learning_rate}")
+    if config.vllm_server and not config.vllm_server.startswith(("http://", "https://")):
+        raise ConfigError(f"vllm_server must be an address such as http://localhost:8000, got {config.vllm_server!r}")
+    check_backend(config, [config.localizer], start=not config.dry_run)
     if config.resume and not config.output:
         raise ConfigError("--resume needs --output, the folder of the run to go on with")
     if _processes() > 1 and not config.output:
@@ -187,6 +196,7 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
         gradient_checkpointing=config.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if _processes() > 1 and not torch.cuda.is_available() else None,
+        **trl_settings(config),
     )
 
 
@@ -200,9 +210,17 @@ class _Reporter:
     """Progress bar, metrics and samples of a run; on the main process only."""
 
     def __init__(self, config: TrainConfig, run: RunFolder, first_step: int, task: Task) -> None:
-        self.config, self.run, self.task = config, run, task
+        self.config, self.run, self.task, self.first_step = config, run, task, first_step
+
+    def start(self) -> None:
         self.clock = time.perf_counter()
-        self.bar = tqdm(total=config.steps, initial=first_step, desc=config.method, unit="step", disable=not _is_main())
+        self.bar = tqdm(
+            total=self.config.steps,
+            initial=self.first_step,
+            desc=self.config.method,
+            unit="step",
+            disable=not _is_main(),
+        )
 
     def on_step(self, step: Step) -> None:
         if not _is_main() or step.number % self.config.sample_every:
@@ -234,6 +252,7 @@ def _world(config: TrainConfig, task: Task, model: str) -> World:
         config.localize_temperature,
         config.localize_tokens,
         config.prompt_style,
+        config.backend,
     )
 
 
@@ -269,6 +288,12 @@ def _train(trainer: ResetTrainer, checkpoint: Path | None, run: RunFolder) -> No
         ) from error
 
 
+def _measure(trainer: ResetTrainer, world: World, held_out: list[Problem], seed: int) -> dict[str, Any] | None:
+    """The model as it is now, measured by the main process while the others wait."""
+    with trainer.sampling():
+        return measure(world, held_out, seed) if _is_main() else None
+
+
 def _dry_run(config: TrainConfig) -> dict[str, Any]:
     """The plan of a run from configs alone: no weights of its model are loaded, no data fetched, nothing written."""
     task = load_task(config.task)
@@ -281,6 +306,8 @@ def _dry_run(config: TrainConfig) -> dict[str, Any]:
         f"processes   {_processes()}, {torch.cuda.device_count()} GPUs on this machine; several: accelerate launch "
         "--num_processes N -m llm.train --config FILE --output DIR"
     )
+    if config.backend == "vllm":
+        print(f"sampling    {describe(config)}")
     print("\n".join(plan.lines()))
     return asdict(plan)
 
@@ -306,31 +333,36 @@ def main(config: TrainConfig) -> dict[str, Any]:
     if _is_main():
         run.keep_steps(first_step)
         run.write_json("versions.json", versions())
-        if before is None and held_out:
-            before = measure(world, held_out, config.seed)
-            run.write_json("before.json", before)
     reporter = _Reporter(config, run, first_step, world.task)
-    trainer = ResetTrainer(
-        simulator=world.simulator,
-        backend=world.backend,
-        method=method,
-        problems=problems,
-        on_step=reporter.on_step,
-        on_log=reporter.on_log,
-        model=world.model,
-        processing_class=world.tokenizer,
-        train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
-        args=_trainer_args(config, method.rows_per_prompt, run),
-        peft_config=_lora(config),
-    )
+    args = _trainer_args(config, method.rows_per_prompt, run)
+    with connecting(config):
+        trainer = ResetTrainer(
+            simulator=world.simulator,
+            backend=world.backend,
+            method=method,
+            problems=problems,
+            on_step=reporter.on_step,
+            on_log=reporter.on_log,
+            model=world.model,
+            processing_class=world.tokenizer,
+            train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
+            args=args,
+            peft_config=_lora(config),
+        )
+    trainer.accelerator.wait_for_everyone()  # all have looked for before.json
+    if before is None and held_out:
+        before = _measure(trainer, world, held_out, config.seed)
+        if _is_main():
+            run.write_json("before.json", before)
+    reporter.start()
     _train(trainer, checkpoint, run)
     reporter.bar.close()
     trainer.save_model(str(run.file("model")))
+    after = _measure(trainer, world, held_out, config.seed) if held_out else None
     if not trainer.accelerator.is_main_process:
         return {}
     world.tokenizer.save_pretrained(run.file("model"))
-    world.backend.model = trainer.accelerator.unwrap_model(trainer.model)
-    result = _result(config, run, before, measure(world, held_out, config.seed) if held_out else None)
+    result = _result(config, run, before, after)
     run.write_json("result.json", result)
     training_figure(run.rows("metrics.jsonl"), result, run.file("figure.png"))
     _print_result(result, run)

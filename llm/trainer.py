@@ -22,6 +22,8 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
     score-function gradient in their advantages; the initial model is the model with its adapter off, or a copy that
     is made before any checkpoint is loaded.
  9. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
+10. With vLLM the rows carry the log-probabilities that they were sampled with, nan on inherited prefixes, and TRL
+    corrects for the train/inference mismatch per token (`llm.vllm_backend`); its size is logged as ``mismatch``.
 """
 
 from __future__ import annotations
@@ -52,9 +54,10 @@ from cpi.draws import DrawKey
 from cpi.groups import Rollouts
 from llm.generate import ThoughtSimulator, TransformersBackend, evaluating
 from llm.metrics import merge, step_metrics, step_sums
-from llm.objective import Roll, TrainingMethod
+from llm.objective import Roll, Row, TrainingMethod
 from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
+from llm.vllm_backend import VLLMBackend, engine_of
 
 __all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "kl_to_go", "schedule"]
 
@@ -93,11 +96,13 @@ class ResetTrainer(GRPOTrainer):
     metrics; both are for reporting and change nothing.
     """
 
+    _last_loaded_step: int  # TRL's: the step whose weights vLLM holds
+
     def __init__(
         self,
         *,
         simulator: ThoughtSimulator,
-        backend: TransformersBackend,
+        backend: TransformersBackend | VLLMBackend,
         method: TrainingMethod,
         problems: Sequence[Problem],
         args: GRPOConfig,
@@ -117,10 +122,20 @@ class ResetTrainer(GRPOTrainer):
             self._reset_reference.to(self.accelerator.device)
             add_fused_lm_head(self._reset_reference, temperature=self.temperature)
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
+        if isinstance(backend, VLLMBackend):
+            backend.engine = engine_of(self.vllm_generation)
 
     @contextmanager
-    def _sampling(self) -> Iterator[None]:
-        """The backend samples from the bare model. Entered once a step on every process: gathering is collective."""
+    def sampling(self) -> Iterator[None]:
+        """The backend samples from the model as it is now. Entered on every process: gathering is collective."""
+        if isinstance(self.backend, VLLMBackend):
+            assert self.backend.engine is not None
+            if self._last_loaded_step != self.state.global_step:  # not yet done by TRL, which does it once a step
+                self.vllm_generation.sync_weights()
+                self._last_loaded_step = self.state.global_step
+            with self.backend.engine.serving():
+                yield
+            return
         outside = self.backend.model
         with (
             unwrap_model_for_generation(
@@ -144,6 +159,8 @@ class ResetTrainer(GRPOTrainer):
         sums = step_sums(roll.rollouts, roll.advantages, self.simulator.task, roll.answers)
         sums["kl"], sums["tied"] = float(log_ratio.sum()), float(sum(row.kl > 0 for row in roll.rows))
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
+        if mismatch := self._metrics["train"].get("sampling/sampling_logp_difference/mean"):
+            self._reset_metrics["mismatch"] = mismatch[-1]
         self.on_step(self._reset_step)
         return outputs
 
@@ -201,14 +218,14 @@ class ResetTrainer(GRPOTrainer):
         inputs = self._reset_inputs[:: self.num_generations]
         keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in inputs]
         roots = [self.simulator.root(self.problems[int(r["index"])]) for r in inputs]
-        with self._sampling():
+        with self.sampling():
             roll = self.method.roll(self.simulator, roots, keys)
         self._reset_roll = roll
         self._reset_step = Step(int(inputs[0]["step"]), roll.rollouts, roll.advantages)
         return {
             "prompt_ids": [list(row.prompt_ids) for row in roll.rows],
             "completion_ids": [list(row.completion_ids) for row in roll.rows],
-            "logprobs": None,
+            "logprobs": [_sampled_at(row) for row in roll.rows] if isinstance(self.backend, VLLMBackend) else None,
             "env_mask": [row.mask_T.astype(int).tolist() for row in roll.rows],
             "unused": [0.0] * len(roll.rows),
         }
@@ -265,6 +282,11 @@ def kl_to_go(log_ratio: torch.Tensor) -> torch.Tensor:
     So subtracting beta kl_to_go from the advantages of sampled responses is a penalty beta KL. It is 0 at pi = ref.
     """
     return log_ratio.flip(1).cumsum(1).flip(1)
+
+
+def _sampled_at(row: Row) -> list[float]:
+    size = len(row.completion_ids)
+    return [math.nan] * size if row.logprob_T is None else [float(x) for x in row.logprob_T]
 
 
 def _no_reward(unused: list[float], **_: Any) -> list[float]:

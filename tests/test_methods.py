@@ -227,7 +227,9 @@ def test_a_trained_localiser_is_rewarded_by_what_the_suffixes_of_its_cuts_achiev
     filler, seed = roll.rows[0], roll.rollouts.groups[0].episodes[0]
     named = [(0, "exact"), (2, "exact"), (0, "repeated"), (None, "missing"), (1, "exact")]
     own.answers_per_seed = 5
-    own.asked = {seed.key: [Asked(seed.key, 3, (9,), (i, i), Answer(s, k)) for i, (k, s) in enumerate(named)]}
+    own.asked = {
+        seed.key: [Asked(seed.key, 3, (9,), (i, i), Answer(s, k), (0.0, 0.0)) for i, (k, s) in enumerate(named)]
+    }
     resets = [_suffixes(0, [1, 0, 0, 0], seed), _suffixes(2, [1, 1, 0, 1], seed)]
     rows = localizer_rows(resets, own, MeanBaseline(), filler)
     assert [r.completion_ids for r in rows[:4]] == [(0, 0), (1, 1), (2, 2), (3, 3)]
