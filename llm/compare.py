@@ -40,7 +40,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args, mapping, option, run_command, to_yaml
-from llm.curves import AXES, Run, budgets, contrast, curve_of, mean_over, summarise
+from llm.curves import AXES, Run, budgets, contrast, curve_of, held, mean_over, summarise
 from llm.report import write_report
 from llm.runs import RunFolder, open_run, versions
 from llm.setup import resolve_model
@@ -347,7 +347,7 @@ def _tune(workers: _Workers, config: CompareConfig) -> dict[str, dict[str, float
     budget = budgets(run for group in runs.values() for run in group)["tokens"] if runs else 0.0
     scores: dict[str, dict[str, float]] = {}
     for (variant, rate), group in runs.items():
-        areas = [mean_over(run.curve.spent["tokens"], run.curve.accuracy_S, 0.0, budget) for run in group]
+        areas = [mean_over(*held(run.curve, "tokens", budget), 0.0, budget) for run in group]
         scores.setdefault(variant, {})[f"{rate:g}"] = float(np.mean(areas))
     return scores
 

@@ -8,9 +8,11 @@ three axes:
     rollouts   everything sampled: trained, discarded (the paper's seeds are), and made in order to localise
     tokens     everything generated: the tokens of these rollouts and of localisation answers
 
-A budget on an axis is the least cost of any compared run, so every curve reaches it, and between its points a curve is
-read by linear interpolation. The noise of single steps is left in: means over a curve need no smoothing. Only the first
-point that reaches a target would be biased by it, and is therefore read from a moving average.
+A budget on an axis is the least of what the compared methods cost, each by its median run; between its points a curve
+is read by linear interpolation. A run that spent less (its policy may have collapsed to short responses) is held, from
+its end on, at the mean of its last `WINDOW` steps: a budget of the cheapest run would let one collapsed run decide how
+much of all others is looked at. The noise of single steps is left in: means over a curve need no smoothing. Only the
+first point that reaches a target would be biased by it, and is therefore read from a moving average.
 
 A unit is a pair (warm start, seed). Methods are compared on the units that both have run, with a bootstrap over units.
 """
@@ -35,6 +37,7 @@ __all__ = [
     "budgets",
     "contrast",
     "curve_of",
+    "held",
     "mean_over",
     "reach",
     "summarise",
@@ -44,7 +47,7 @@ AXES = ("steps", "rollouts", "tokens")
 LATE = 0.15
 """The share of the budget, at its end, over which the accuracy at the budget is averaged."""
 WINDOW = 5
-"""Steps of the centred moving average from which the way to a target is read."""
+"""Steps of the moving average from which the way to a target is read, and of the mean that holds a short run."""
 _QUALITY = (
     "kappa",
     "rho",
@@ -109,7 +112,7 @@ def mean_over(x_S: Array, y_S: Array, begin: float, end: float) -> float:
     """The mean of the piecewise linear curve through (x, y) over [begin, end], exactly.
 
     Example: through (0, 0), (1, 1) the mean over [0.5, 1] is 0.75. Raises ValueError unless
-    x_0 <= begin < end <= x_S (nothing is extrapolated).
+    x_0 <= begin < end <= x_S.
     """
     if not x_S[0] <= begin < end <= x_S[-1]:
         raise ValueError(f"the curve covers [{x_S[0]:g}, {x_S[-1]:g}], not [{begin:g}, {end:g}]")
@@ -136,22 +139,37 @@ def reach(x_S: Array, y_S: Array, target: float) -> float | None:
 
 
 def budgets(runs: Iterable[Run]) -> dict[str, float]:
-    """On each axis the most that every run has spent by its last measured point."""
-    runs = list(runs)
-    return {axis: min(float(run.curve.spent[axis][-1]) for run in runs) for axis in AXES}
+    """On each axis what the cheapest method has spent by the last measured point of its median run."""
+    by_variant: dict[str, list[Curve]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, []).append(run.curve)
+    return {
+        axis: min(float(np.median([c.spent[axis][-1] for c in curves])) for curves in by_variant.values())
+        for axis in AXES
+    }
+
+
+def held(curve: Curve, axis: str, end: float) -> tuple[Array, Array]:
+    """The points (x, y) of a curve on an axis; if it ends before `end`, held there at the mean of its last `WINDOW`."""
+    x_S, y_S = curve.spent[axis], curve.accuracy_S
+    if x_S[-1] >= end:
+        return x_S, y_S
+    level = float(y_S[-WINDOW:].mean())
+    return np.append(x_S, [np.nextafter(x_S[-1], np.inf), end]), np.append(y_S, [level, level])
 
 
 def _values(run: Run, budget: Mapping[str, float], target: float) -> dict[str, dict[str, float | None]]:
     """Of one run, by axis: mean accuracy up to the budget, accuracy at it, and the way to the target."""
-    y = run.curve.accuracy_S
-    return {
-        axis: {
+    curve = run.curve
+    out: dict[str, dict[str, float | None]] = {}
+    for axis in AXES:
+        x, y = held(curve, axis, budget[axis])
+        out[axis] = {
             "area": mean_over(x, y, 0.0, budget[axis]),
             "late": mean_over(x, y, (1 - LATE) * budget[axis], budget[axis]),
-            "reach": reach(x, y, target),
+            "reach": reach(curve.spent[axis], curve.accuracy_S, target),
         }
-        for axis, x in run.curve.spent.items()
-    }
+    return out
 
 
 def summarise(runs: Sequence[Run], target: float) -> dict[str, Any]:

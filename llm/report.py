@@ -22,7 +22,7 @@ import yaml
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from llm.curves import AXES, LATE, WINDOW, Run
+from llm.curves import AXES, LATE, WINDOW, Run, held
 
 __all__ = ["write_report"]
 
@@ -74,7 +74,8 @@ def _head(result: Mapping[str, Any]) -> str:
         "<p>A unit is a pair of warm start and seed. <i>Mean accuracy</i> is the area under the learning curve up to "
         "the budget, divided by the budget; <i>accuracy at budget</i> is its mean over the last "
         f"{LATE:.0%} of the budget. The accuracy of a step is measured on the fresh rollouts of the policy before its "
-        "update. The budget is what the cheapest run spent. Tokens count everything generated: trained rollouts, "
+        "update. The budget is what the median run of the cheapest method spent; a run that ended before it is held at "
+        f"the mean of its last {WINDOW} steps. Tokens count everything generated: trained rollouts, "
         "discarded seeds, localisation answers, and rollouts made to localise; rollouts likewise. Intervals are 95% "
         "percentile bootstraps over units, paired for differences. They are not corrected for the number of "
         "contrasts, and they take the units of one warm start for independent; the means by warm start stand beside "
@@ -193,7 +194,7 @@ def _curves(panel: Any, runs: Sequence[Run], axis: str, budget: float, colours: 
     grid = np.linspace(0, budget, _GRID)
     for variant in dict.fromkeys(run.variant for run in runs):
         own = [run.curve for run in runs if run.variant == variant]
-        y_NG = np.array([_smooth(np.interp(grid, c.spent[axis], c.accuracy_S)) for c in own])
+        y_NG = np.array([_smooth(np.interp(grid, *held(c, axis, budget))) for c in own])
         mean = y_NG.mean(axis=0)
         error = y_NG.std(axis=0, ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.zeros_like(mean)
         panel.plot(grid, mean, label=f"{variant} ({len(own)})", color=colours[variant], lw=1.7)

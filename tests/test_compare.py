@@ -16,7 +16,7 @@ from benchmarks.step_cost import StepCostConfig
 from benchmarks.step_cost import main as step_cost
 from llm.compare import CompareConfig, _logged, _run_cell, main, plan
 from llm.config import ConfigError, config_from_args
-from llm.curves import Run, budgets, contrast, curve_of, mean_over, reach, summarise
+from llm.curves import WINDOW, Run, budgets, contrast, curve_of, held, mean_over, reach, summarise
 from llm.train import TrainConfig
 from llm.train import main as train
 
@@ -46,6 +46,17 @@ def test_everything_generated_is_on_the_token_axis_and_everything_sampled_on_the
     assert curve.spent["rollouts"].tolist() == [0.0, 10.0, 20.0]
     assert curve.spent["steps"].tolist() == [0.0, 1.0, 2.0]
     assert curve.means["tokens_per_step"] == 112.0
+
+
+def test_one_collapsed_run_does_not_shorten_the_budget_and_is_held_at_its_last_level():
+    accuracies = [0.0, 0.5, 0.1, 0.2, 0.3, 0.4, 0.5]
+    runs = [_run("a", accuracies, tokens, seed=s) for s, tokens in enumerate((10.0, 100.0, 110.0))]
+    assert budgets(runs)["tokens"] == 600.0  # the median run; the collapsed one ends at 60
+    x, y = held(runs[0].curve, "tokens", 600.0)
+    level = np.mean(accuracies[-WINDOW:])
+    assert mean_over(x, y, 60.0, 600.0) == pytest.approx(level)
+    assert mean_over(x, y, 0.0, 60.0) == pytest.approx(mean_over(*held(runs[0].curve, "tokens", 60.0), 0.0, 60.0))
+    assert held(runs[2].curve, "tokens", 600.0)[0][-1] == 660.0  # a run that goes further is left alone
 
 
 def test_a_method_that_learns_as_fast_by_steps_but_costs_twice_the_tokens_loses_at_equal_tokens():
