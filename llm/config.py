@@ -142,6 +142,8 @@ def run_command(main: Callable[[ConfigT], object], cls: type[ConfigT], prog: str
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted; run the same command with --resume to go on", file=sys.stderr)
+        resumable = any(field.name == "resume" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        again = "run the same command with --resume to go on" if resumable else "run it again from the start"
+        print(f"\n{prog}: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["TABLES", "PaperNumber", "paper_figure_4", "paper_model", "paper_numbers"]
+__all__ = ["TABLES", "PaperNumber", "paper_figure_4", "paper_means", "paper_model", "paper_numbers"]
 
 TABLES = Path(__file__).parent / "paper_tables"
 
@@ -53,6 +53,20 @@ def paper_numbers(model: str, benchmark: str) -> list[PaperNumber]:
     """Table 3's row of a model and a benchmark, one number per method, in the paper's order; empty if there is none."""
     known = paper_model(model)
     return [n for n in _table_3() if n.model == known and n.benchmark == benchmark]
+
+
+def paper_means(table: str) -> dict[tuple[str, str], float]:
+    """An ablation table of SRPO ("table4_clip" or "table6_splits") as (model, setting): mean over the ten benchmarks.
+
+    In percent. The mean is ours, from the printed cells.
+    """
+    with (TABLES / f"{table}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    setting = list(rows[0])[1]
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        found.setdefault((row["model"], row[setting]), []).append(float(row["mean"]))
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def paper_figure_4() -> list[dict[str, str | float]]:

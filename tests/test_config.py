@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config import ConfigError, config_from_args, option, to_yaml
+from llm.config import ConfigError, config_from_args, option, run_command, to_yaml
 from llm.runs import open_run
 from llm.train import TrainConfig
 
@@ -92,3 +92,21 @@ def test_a_run_from_before_a_field_existed_is_resumed_with_that_fields_default(t
     assert open_run(Example(), folder, resume=True).path == folder
     with pytest.raises(ConfigError, match="was run with mask=True, not False"):
         open_run(Example(mask=False), folder, resume=True)
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """An example that can go on."""
+
+    resume: bool = option(False, "Go on.")
+
+
+@pytest.mark.parametrize(("cls", "advice"), [(Example, "run it again"), (Resumable, "with --resume to go on")])
+def test_an_interrupt_says_how_to_go_on_and_exits_with_130(cls, advice, monkeypatch, capsys):
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["example"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(interrupted, cls, "example")
+    assert stop.value.code == 130 and advice in capsys.readouterr().err

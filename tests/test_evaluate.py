@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import llm.evaluate
 from llm.config import ConfigError, config_from_args, run_command
 from llm.evaluate import EvaluateConfig, find_subject, main
-from llm.paper import paper_model, paper_numbers
+from llm.paper import paper_means, paper_model, paper_numbers
 from llm.tasks import TaskError
 from llm.tiny.tokenizer import build_tokenizer
 from tests.scripted import ScriptedConfig, ScriptedLM, TreeTask, tree_tokenizer
@@ -189,6 +189,13 @@ def test_the_papers_models_are_known_by_the_last_part_of_their_name() -> None:
     assert paper_model("allenai/Olmo-3-7B-Instruct") == "OLMo-3-7B-Instruct"
     assert paper_model("Qwen/Qwen2.5-7B-Instruct") is None
     assert paper_numbers("tiny", "lvl5") == []
+
+
+def test_the_default_split_of_the_ablation_table_is_srpo_of_the_main_table():
+    benchmarks = ("oly", "hmmt", "lvl5", "stra", "ace", "chem", "bio", "csqa", "mat", "phys")
+    for model in ("OLMo-3-7B-Instruct", "Qwen2.5-14B-Instruct"):
+        srpo = [n.mean for b in benchmarks for n in paper_numbers(model, b) if n.method == "SRPO"]
+        assert paper_means("table6_splits")[model, "1x4"] == pytest.approx(np.mean(srpo))
 
 
 def test_the_papers_means_over_benchmarks_are_those_of_its_table() -> None:
