@@ -21,7 +21,7 @@ import yaml
 
 from llm.config import ConfigError, to_yaml
 
-__all__ = ["RunFolder", "default_folder", "open_run", "versions"]
+__all__ = ["RunFolder", "default_folder", "new_folder", "open_run", "versions"]
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "math-verify", "reasoning-gym")
 
@@ -86,6 +86,19 @@ class RunFolder:
             temporary = self.file(name + ".part")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             os.replace(temporary, self.file(name))
+
+
+def new_folder(place: str, option: str, record: str) -> Path:
+    """A new or empty folder for a model, with its empty `record` in it. Raises ConfigError naming the `option`."""
+    out = Path(place).expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty; give another --{option}, nothing is overwritten")
+        (out / record).touch()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --{option}") from error
+    return out
 
 
 def open_run(config: Any, folder: Path, resume: bool) -> RunFolder:

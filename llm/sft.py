@@ -38,7 +38,7 @@ from transformers.utils import logging as hf_logging
 from llm.config import ConfigError, option, run_command
 from llm.generate import Sampling
 from llm.measure import measure
-from llm.runs import RunFolder, versions
+from llm.runs import RunFolder, new_folder, versions
 from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model, prompts_of
 from llm.tasks import load_task
 from llm.tasks.base import Problem, Task
@@ -103,15 +103,7 @@ def _check(config: SFTConfig) -> Path:
         raise ConfigError(f"localisation must lie in [0, 1], got {config.localisation}")
     if not config.learning_rate > 0 or not config.temperature > 0 or not 0 < config.top_p <= 1:
         raise ConfigError("learning_rate and temperature must be positive, and top_p must lie in (0, 1]")
-    out = Path(config.output).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty; give another --output, nothing is overwritten")
-        (out / _RECORD).touch()
-    except OSError as error:
-        raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --output") from error
-    return out
+    return new_folder(config.output, "output", _RECORD)
 
 
 def _tasks(specs: str) -> dict[str, Task]:

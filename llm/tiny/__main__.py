@@ -20,6 +20,7 @@ from cpi.groups import Phase, failed
 from llm.config import ConfigError, option, run_command
 from llm.generate import Sampling
 from llm.measure import measure
+from llm.runs import new_folder
 from llm.setup import World, build_world, load_model
 from llm.statistics import bootstrap_mean, pass_at_k
 from llm.tasks.base import Problem
@@ -54,15 +55,7 @@ def _check(config: TinyConfig) -> Path:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if not 0 <= config.blind <= VALUES:
         raise ConfigError(f"blind must lie in 0..{VALUES}, got {config.blind}")
-    out = Path(config.out).expanduser()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty; give another --out, nothing is overwritten")
-        (out / _MEASURED).touch()
-    except OSError as error:
-        raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from error
-    return out
+    return new_folder(config.out, "out", _MEASURED)
 
 
 def _train(recipe: Recipe, out: Path) -> None:
