@@ -30,6 +30,15 @@ token's loss by min(pi_trainer / pi_vllm, 3), truncated importance sampling per 
 and vanishes with length, while per token it costs a factor Z >= top_p at uncertain tokens. Tokens without a
 log-probability (an inherited prefix, a refinement trained in another context) have ratio 1.
 
+Precision. TRL names no dtype for an engine in this process, and vLLM's choice for float32 weights is bfloat16 (float16
+on GPUs without it). On the embedded model log-probabilities are then off by 2.5e-3 on average, by 4e-7 with an engine
+in float32; and what an update changes by less than a bfloat16's rounding is not sampled from until it has added up. A
+server can be started with ``--dtype float32``.
+
+What was run. tests/test_real_vllm.py runs sampling, weight sync, training and evaluation on vLLM 0.29's CPU build: that
+build takes new weights only with the tests' help (tests/real_vllm.py), has no sleep, and its server cannot be sent
+weights, as the transfer is NCCL's. Those two, and anything on a GPU, are tested with a stand-in alone.
+
 Several processes: each samples its own prompts. Colocated, each has an engine of its own on its GPU; a model that must
 be spread over GPUs for sampling wants the server, whose ``--tensor-parallel-size`` is its own affair.
 """

@@ -1,10 +1,10 @@
 """A stand-in for vLLM with its real names and signatures, over any Hugging Face causal model on the CPU.
 
-From vLLM's sources: `SamplingParams`, `LLM.generate`, `RequestOutput`, `CompletionOutput` and `Logprob` have the fields
-and arguments that the real ones have, and refuse others; token ids hold the token that stopped; log-probabilities are
-``processed_logprobs``. One thing is chosen: the *first* token of a request falls by inverse CDF on the uniform
-seed / 2**53, later ones come from a generator with that seed. So with chunks of one token the backend must make the
-very draws of `TransformersBackend`.
+From vLLM's sources, and as 0.29 was seen to do (tests/test_real_vllm.py): `SamplingParams`, `LLM.generate`,
+`RequestOutput`, `CompletionOutput` and `Logprob` have the fields and arguments that the real ones have, and refuse
+others; token ids hold the token that stopped; log-probabilities are ``processed_logprobs``. One thing is chosen: the
+*first* token of a request falls by inverse CDF on the uniform seed / 2**53, later ones come from a generator with that
+seed. So with chunks of one token the backend must make the very draws of `TransformersBackend`.
 
 `install` puts it into `sys.modules` and into the modules of TRL that looked for vLLM when they were imported; `serve`
 runs the HTTP server that TRL's client talks to, with the weight transfer (NCCL in vLLM) a call.
@@ -122,7 +122,10 @@ class Core:
         self.requests += zip(prompts, params, strict=True)
         for prompt in prompts:
             if len(prompt) >= self.max_model_len:
-                raise ValueError(f"The decoder prompt (length {len(prompt)}) is longer than {self.max_model_len}")
+                raise ValueError(
+                    f"The decoder prompt (length {len(prompt)}) plus the number of requested output tokens (at least "
+                    f"1) is longer than the maximum model length of {self.max_model_len}."
+                )
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -164,14 +167,16 @@ class _Row:
         self.ids.append(token)
         self.logprobs.append({token: Logprob(float(probs[token].log()))})
         stops = params.stop_token_ids or []
-        if token in stops or (token in self.core.eos and not params.ignore_eos):
-            self.reason, self.stop_reason = "stop", token if token in stops else None
+        if token in self.core.eos and not params.ignore_eos:  # asked for first: such an end has no stop_reason
+            self.reason = "stop"
+        elif token in stops:
+            self.reason, self.stop_reason = "stop", token
         elif len(self.ids) >= (params.max_tokens or 0) or self.length + len(self.ids) >= self.core.max_model_len:
             self.reason = "length"
         return token
 
     def output(self) -> CompletionOutput:
-        return CompletionOutput(0, "", tuple(self.ids), None, self.logprobs, self.reason, self.stop_reason)
+        return CompletionOutput(0, "", list(self.ids), None, self.logprobs, self.reason, self.stop_reason)
 
 
 def _nucleus(probs: torch.Tensor, top_p: float) -> torch.Tensor:

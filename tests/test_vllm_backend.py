@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
@@ -441,6 +442,7 @@ def test_evaluation_and_localisation_sample_through_vllm_with_the_adapter_merged
 # --- mistakes, the plan ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_one_line_says_how_to_get_and_start_it(tmp_path: Path):
     assert "vllm" not in sys.modules
     with pytest.raises(ConfigError) as caught:
