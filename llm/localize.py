@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cpi.draws import DrawKey
 from cpi.groups import Phase
-from cpi.resets import Cost
+from cpi.resets import Cost, ResetSampler
 from llm.generate import Backend, NoStop, Request, Sampled, ThoughtSimulator, TokenText
 from llm.tasks.base import Task
 from llm.thoughts import Prompts, ThoughtTrace, last_boxed
@@ -28,6 +28,7 @@ from llm.values import episode_number, prefix_values
 
 __all__ = [
     "Answer",
+    "Earlier",
     "EntropyLocalizer",
     "OracleLocalizer",
     "SelfLocalizer",
@@ -219,3 +220,31 @@ class EntropyLocalizer:
             return None
         token = episode.inherited_tokens + int(np.argmax(episode.entropies))
         return min(int(np.searchsorted(episode.ends, token, side="right")), episode.num_decisions - 1)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Another localiser's cuts, moved `by` thoughts towards the start: a margin against cuts that are late.
+
+    An early cut throws away good thoughts, a late one keeps the error and so can never be rewarded. A localiser that is
+    off in both directions is therefore better used with a margin. What it answers and what it costs are the other's.
+    """
+
+    inner: ResetSampler[ThoughtTrace]
+    by: int
+
+    @property
+    def spent(self) -> Cost:
+        return self.inner.spent
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(getattr(self.inner, "counts", {}))
+
+    def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
+        return [self._moved(row_K) for row_K in self.inner.cut_probs(episodes)]
+
+    def _moved(self, row_K: NDArray[np.float64]) -> NDArray[np.float64]:
+        moved = np.zeros_like(row_K)
+        np.add.at(moved, np.maximum(np.arange(row_K.size) - self.by, 0), row_K)
+        return moved

@@ -21,7 +21,7 @@ from cpi.resets import Cost, Noisy, ResetSampler, Start, UniformWithinEpisode
 from llm.baselines import CritiqueGRPO, SCoRe, SegmentTree, SegmentUnit, SegmentValues
 from llm.config import ConfigError, option
 from llm.generate import ThoughtSimulator
-from llm.localize import Asked, EntropyLocalizer, SelfLocalizer, ValueLocalizer
+from llm.localize import Asked, Earlier, EntropyLocalizer, SelfLocalizer, ValueLocalizer
 from llm.objective import Length, Roll, Row, TrainingMethod, trace_row
 from llm.thoughts import Prefix, ThoughtTrace
 
@@ -226,7 +226,8 @@ def _algorithm_2(config: MethodConfig, sampler: ResetSampler) -> Method:
             f"not {config.split}"
         )
     seeds = SEED_POLICIES[config.seed_policy](config.share_seed)
-    return _weighted(config, Plan(split, sampler, seeds))
+    cuts = Earlier(sampler, config.margin) if config.margin else sampler
+    return _weighted(config, Plan(split, cuts, seeds))
 
 
 def _weighted(config: MethodConfig, plan: Plan) -> Method:
@@ -276,10 +277,11 @@ def srpo(config: MethodConfig, localizers: Localizers) -> Method:
     method = _algorithm_2(config, sampler)
     if config.localizer != "trained" or not isinstance(sampler, SelfLocalizer):
         return method
-    if config.answers < 2 or not config.share_seed or len(method.plan.split.reset) < 2 or config.rounds > 1:
+    several = config.share_seed and len(method.plan.split.reset) > 1 and config.rounds == 1
+    if config.answers < 2 or not several or config.margin:
         raise ConfigError(
             "localizer trained compares answers about one seed: give --answers 4 --share-seed and a split with two "
-            "reset groups in one round, such as 4/2+2"
+            "reset groups in one round, such as 4/2+2, and no margin"
         )
     return replace(method, trained=sampler)
 
@@ -388,6 +390,7 @@ class MethodConfig:
     noise_shift: int = option(
         -1, "Localizer noisy: by how many thoughts it is off where it errs; negative is too early, positive too late."
     )
+    margin: int = option(0, "Thoughts by which a reset goes back further than the localiser says.")
     answers: int = option(1, "Localisation answers asked for each seed, by localizer self and trained.")
     continuations: int = option(
         4, "Continuations from each thought or segment for Monte Carlo values: localizer value, vineppo, spo-chain."
@@ -414,6 +417,8 @@ def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod
         raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
     if config.rounds != 1 and config.method not in ("rrpo", "srpo", "oracle-srpo"):
         raise ConfigError(f"method {config.method} has no reset groups: --rounds is for rrpo, srpo and oracle-srpo")
+    if config.margin < 0:
+        raise ConfigError(f"margin must not be negative, got {config.margin}")
     for name in ("answers", "continuations", "segment", "interval"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")

@@ -201,7 +201,7 @@ def test_a_mistake_that_a_run_meets_is_one_line_and_the_rest_is_in_its_log(tmp_p
     assert "ConfigError" in log.read_text()
 
 
-@pytest.mark.parametrize("name", ["quick", "full", "ablations"])
+@pytest.mark.parametrize("name", ["quick", "full", "ablations", "confirm"])
 def test_the_presets_are_valid_and_every_claim_has_its_units(name):
     file = Path(__file__).parent.parent / "configs" / f"compare-{name}.yaml"
     config = config_from_args(CompareConfig, ["--config", str(file), "--output", "nowhere"], "llm.compare")

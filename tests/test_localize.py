@@ -13,9 +13,9 @@ from scripted import actions_of, tree_simulator
 
 from cpi.draws import DrawKey
 from cpi.groups import Localisation, Phase, Plan, Rollouts, Split, collect
-from cpi.resets import UniformWithinEpisode
+from cpi.resets import Cost, UniformWithinEpisode
 from llm.generate import Sampled
-from llm.localize import EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer, parse_answer
+from llm.localize import Earlier, EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer, parse_answer
 from llm.metrics import step_metrics, step_sums
 from llm.rewards.base import Score
 from llm.tasks.base import Problem
@@ -251,3 +251,17 @@ def test_the_oracle_has_recall_and_precision_one():
     got = step_metrics(step_sums(_with(rollouts, localisations, seeds), [], simulator.task, {}))
     assert (got["kappa"], got["rho"], got["localiser_deviation"]) == (1.0, 1.0, 0.0)
     assert got["p"] == pytest.approx(1 / 3)
+
+
+def test_a_margin_moves_every_cut_towards_the_start_and_costs_nothing():
+    class Inner:
+        spent = Cost(localisation_calls=3)
+        counts = Counter({"exact": 3})
+
+        def cut_probs(self, episodes):
+            return [np.array([0.0, 0.0, 0.0, 1.0]), np.array([0.25, 0.5, 0.0]), np.zeros(2)]
+
+    earlier = Earlier(Inner(), by=2)
+    rows = earlier.cut_probs([])
+    assert [row.tolist() for row in rows] == [[0.0, 1.0, 0.0, 0.0], [0.75, 0.0, 0.0], [0.0, 0.0]]
+    assert earlier.spent is Inner.spent and earlier.counts == {"exact": 3}
