@@ -254,14 +254,9 @@ def test_the_oracle_has_recall_and_precision_one():
 
 
 def test_a_margin_moves_every_cut_towards_the_start_and_costs_nothing():
-    class Inner:
-        spent = Cost(localisation_calls=3)
-        counts = Counter({"exact": 3})
-
-        def cut_probs(self, episodes):
-            return [np.array([0.0, 0.0, 0.0, 1.0]), np.array([0.25, 0.5, 0.0]), np.zeros(2)]
-
-    earlier = Earlier(Inner(), by=2)
-    rows = earlier.cut_probs([])
-    assert [row.tolist() for row in rows] == [[0.0, 1.0, 0.0, 0.0], [0.75, 0.0, 0.0], [0.0, 0.0]]
-    assert earlier.spent is Inner.spent and earlier.counts == {"exact": 3}
+    rows = [np.array([0.0, 0.0, 0.0, 1.0]), np.array([0.25, 0.5, 0.0]), np.zeros(2)]
+    spent = Cost(localisation_calls=3)
+    inner = SimpleNamespace(spent=spent, counts=Counter({"exact": 3}), cut_probs=lambda episodes: rows)
+    earlier = Earlier(inner, by=2)
+    assert [row.tolist() for row in earlier.cut_probs([])] == [[0.0, 1.0, 0.0, 0.0], [0.75, 0.0, 0.0], [0.0, 0.0]]
+    assert earlier.spent is spent and earlier.counts == {"exact": 3}
