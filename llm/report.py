@@ -28,9 +28,10 @@ __all__ = ["write_report"]
 
 _GRID = 200
 _SMOOTH = 0.025
-_STYLE = """body{font:15px/1.5 sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
+_STYLE = """body{font:15px/1.5 sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.7em 0;font-size:13px}th,td{padding:.25em .7em;text-align:right;
-border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}
+border-bottom:1px solid #ddd;white-space:nowrap}th{white-space:normal}.wide{overflow-x:auto}
+th:first-child,td:first-child{text-align:left}th{background:#f4f4f4}
 img{max-width:100%}pre{background:#f4f4f4;padding:.7em;overflow-x:auto;font-size:12px}.clear{font-weight:bold}
 summary{cursor:pointer}h2{margin-top:1.6em;border-bottom:1px solid #ccc}"""
 
@@ -179,7 +180,8 @@ def _question_figure(
     path: Path,
 ) -> None:
     """Learning curves on the token and on the rollout axis, and the differences as a forest plot."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", width_ratios=(1, 1, 0.9))
+    height = max(3.8, 1.2 + 0.42 * len(rows))
+    figure, axes = plt.subplots(1, 3, figsize=(14, height), layout="constrained", width_ratios=(1, 1, 0.8))
     for panel, axis in zip(axes, ("tokens", "rollouts"), strict=False):
         _curves(panel, runs, axis, budget[axis], colours)
     axes[0].legend(frameon=False, fontsize=8)
@@ -220,12 +222,12 @@ def _forest(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             label = f"equal {axis}" if i == 0 else None
             panel.plot([d["value"]], [i + shift], marker, color=colour, ms=5, label=label)
     panel.axvline(0, color="k", lw=0.8)
-    panel.set_yticks(range(len(rows)), [f"{r['a']}\n- {r['b']}" for r in rows], fontsize=8)
+    panel.set_yticks(range(len(rows)), [f"{r['a']} - {r['b']}" for r in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("difference in mean accuracy, 95% interval")
     panel.xaxis.set_major_locator(MaxNLocator(5))
     if rows:
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def _map_figure(result: Mapping[str, Any], path: Path) -> None:
@@ -275,7 +277,7 @@ def _image(path: Path) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _interval(interval: Mapping[str, float], sign: str = "") -> str:
