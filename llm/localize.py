@@ -226,8 +226,9 @@ class EntropyLocalizer:
 class Earlier:
     """Another localiser's cuts, moved `by` thoughts towards the start: a margin against cuts that are late.
 
-    An early cut throws away good thoughts, a late one keeps the error and so can never be rewarded. A localiser that is
-    off in both directions is therefore better used with a margin. What it answers and what it costs are the other's.
+    An early cut throws away good thoughts, a late one keeps the error, so where errors cannot be undone it is never
+    rewarded. A margin helps where late answers are late by little; those of the embedded model are late by several
+    thoughts, and a margin of one did not help it (docs/log.md). Answers and cost are the other localiser's.
     """
 
     inner: ResetSampler[ThoughtTrace]
