@@ -24,6 +24,8 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
  9. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
 10. With vLLM the rows carry the log-probabilities that they were sampled with, nan on inherited prefixes, and TRL
     corrects for the train/inference mismatch per token (`llm.vllm_backend`); its size is logged as ``mismatch``.
+11. Rows without any advantage, those of groups with equal rewards, are left out of the forward and backward pass. The
+    gradient is the same; where most groups are silent an update costs a fraction.
 """
 
 from __future__ import annotations
@@ -229,6 +231,18 @@ class ResetTrainer(GRPOTrainer):
             "env_mask": [row.mask_T.astype(int).tolist() for row in roll.rows],
             "unused": [0.0] * len(roll.rows),
         }
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's loss of the rows that have an advantage; the others have no gradient and only cost a pass.
+
+        TRL's metrics want as many rows from every process, and every process has to join in the backward pass.
+        """
+        has_advantage = inputs["advantages"].ne(0).any(dim=1)
+        rows, kept = len(has_advantage), max(1, *gather_object([int(has_advantage.sum())]))
+        first = has_advantage.int().argsort(descending=True, stable=True)[:kept].sort().values
+        part = {name: x[first] if torch.is_tensor(x) and x.shape[:1] == (rows,) else x for name, x in inputs.items()}
+        loss: torch.Tensor = super().compute_loss(model, part, *args, **kwargs)
+        return loss * (kept / rows)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)

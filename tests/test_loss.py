@@ -65,7 +65,31 @@ def test_masked_prefix_tokens_have_no_gradient_at_all(tmp_path: Path):
     trainer._get_per_token_logps_and_entropies = capture
     trainer.compute_loss(trainer.model, inputs).backward()
     grad = captured[0].grad
-    hidden = (inputs["tool_mask"] == 0) & (inputs["completion_mask"] == 1)
+    seen = inputs["advantages"].ne(0).any(dim=1)  # rows without an advantage are left out
+    assert grad.shape[0] == seen.sum()
+    hidden = ((inputs["tool_mask"] == 0) & (inputs["completion_mask"] == 1))[seen]
     assert hidden.any()
     assert grad[hidden].abs().max() == 0
     assert grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("loud", [0, 3])
+def test_rows_without_an_advantage_are_not_computed_and_change_nothing(loud, tmp_path: Path):
+    """As many rows pass through the model as have an advantage, and the gradient is that of all rows."""
+    trainer = tiny_trainer(tmp_path, method="grpo", seed=2)
+    inputs = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    inputs["advantages"] = torch.zeros_like(inputs["advantages"])
+    inputs["advantages"][5 : 5 + loud] = torch.tensor([1.0, -2.0, 0.5])[:loud, None]
+    passes = []
+    trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    trainer.compute_loss(trainer.model, inputs).backward()
+    assert [len(ids) for ids in passes] == [max(loud, 1)]
+    got = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    super(type(trainer), trainer).compute_loss(trainer.model, inputs).backward()
+    assert len(passes[1]) == len(inputs["advantages"])
+    for name, p in trainer.model.named_parameters():
+        assert float((got[name] - p.grad).abs().max()) < 1e-6, name
+    assert any(g.abs().max() > 1e-4 for g in got.values()) == (loud > 0)

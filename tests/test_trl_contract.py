@@ -34,6 +34,7 @@ def test_the_pinned_minor_version_is_installed():
     ("name", "parameters"),
     [
         ("_generate_and_score_completions", ["self", "inputs"]),
+        ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
         ("log", ["self", "logs", "start_time"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
