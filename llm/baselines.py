@@ -233,7 +233,7 @@ def _revise(
     return list(simulator.continue_from(prefixes, [t.key.at(phase=phase) for t in attempts]))
 
 
-def _whole(trace: ThoughtTrace, advantage: float, longest: int, beta: float = 0.0) -> Row:
+def _whole(trace: ThoughtTrace, advantage: float, longest: int, beta: float) -> Row:
     """REINFORCE on a whole response: the sum over its tokens, up to the constant 1/longest."""
     size = len(trace.ids)
     factor = size / longest
@@ -313,20 +313,21 @@ class SCoRe:
     """SCoRe (arXiv 2409.12917): two attempts; first the second one learns, then there is a bonus for getting better.
 
     Each first attempt y1 is followed by a second one y2 that sees y1 and a hedged instruction, whether y1 is right or
-    not. Both are trained by REINFORCE without a baseline. Stage I, the steps before `stage1_steps`: y2 is trained with
-    r(y2), and beta KL(pi(y1) || initial model) holds the first attempt where it is (`llm.objective.Row.kl`). Stage II:
-    y1 is trained with r(y1), y2 with r(y2) + alpha (r(y2) - r(y1)).
+    not. Both are trained by REINFORCE without a baseline, each with a penalty beta1 KL(pi(y) || initial model)
+    (`llm.objective.Row.kl`). Stage I, the steps before `stage1_steps`: y2 is trained with r(y2), y1 with no reward but
+    the penalty beta1 + beta2, which holds it where it is. Stage II: y1 is trained with r(y1), y2 with
+    r(y2) + alpha (r(y2) - r(y1)).
 
-    Deviations, beside (a) and (b): (1) there is no further KL term, neither on y2 nor in stage II; (2) y2 sees y1 as
-    text that is encoded anew. A model that cannot use a second attempt (the embedded one was never shown any) collapses
-    in stage II: use SCoRe with an instruction-tuned model.
+    Deviation, beside (a) and (b): (1) y2 sees y1 as text that is encoded anew. A model that cannot use a second attempt
+    (the embedded one was never shown any) collapses in stage II: use SCoRe with an instruction-tuned model.
     """
 
     name: str
     pairs: int
     alpha: float = 10.0
     stage1_steps: int = 0
-    beta: float = 0.1
+    beta1: float = 0.01
+    beta2: float = 0.1
     remark: ClassVar[str] = (
         "There may be an error in the solution above. Look for it, correct it if there is one, and write out the "
         "whole solution again, keeping to the same rules for steps."
@@ -338,7 +339,7 @@ class SCoRe:
 
     @property
     def needs_reference(self) -> bool:
-        return self.stage1_steps > 0 and self.beta > 0
+        return self.beta1 > 0 or (self.stage1_steps > 0 and self.beta2 > 0)
 
     def roll(self, simulator: ThoughtSimulator, roots: Sequence[Prefix], keys: Sequence[DrawKey]) -> Roll:
         buffer = collect(simulator, roots, keys, Plan(Split((self.pairs,), ()), Start()))
@@ -348,11 +349,12 @@ class SCoRe:
         r1, r2 = (np.array([t.outcome for t in ts]).reshape(-1, self.pairs) for ts in (first, second))
         stage1 = keys[0].step < self.stage1_steps
         weighed = (np.zeros_like(r1), r2) if stage1 else (r1, r2 + self.alpha * (r2 - r1))
-        beta, longest = self.beta * stage1, simulator.sampling.max_tokens
+        longest = simulator.sampling.max_tokens
+        beta_first, beta_second = self.beta1 + self.beta2 * stage1, self.beta1
         groups, rows = [], []
         for prompt, (a1, a2) in enumerate(zip(*weighed, strict=True)):
             own = slice(prompt * self.pairs, (prompt + 1) * self.pairs)
             groups.append(Group(prompt, "base", (*first[own], *second[own])))
-            rows += [_whole(t, float(a), longest, beta) for t, a in zip(first[own], a1, strict=True)]
-            rows += [_whole(t, float(a), longest) for t, a in zip(second[own], a2, strict=True)]
+            rows += [_whole(t, float(a), longest, beta_first) for t, a in zip(first[own], a1, strict=True)]
+            rows += [_whole(t, float(a), longest, beta_second) for t, a in zip(second[own], a2, strict=True)]
         return Roll(rows, Rollouts(groups, [], buffer.account, buffer.fresh), list(np.concatenate(weighed, axis=1)))

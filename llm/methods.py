@@ -328,10 +328,16 @@ def critique_grpo(config: MethodConfig, localizers: Localizers) -> CritiqueGRPO:
 
 def score(config: MethodConfig, localizers: Localizers) -> SCoRe:
     """`llm.baselines.SCoRe`; two slots make a pair of attempts."""
-    for name in ("score_stage1_steps", "score_beta"):
+    for name in ("score_stage1_steps", "score_beta1", "score_beta2"):
         if not getattr(config, name) >= 0:
             raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
-    return SCoRe(config.method, _half(config), stage1_steps=config.score_stage1_steps, beta=config.score_beta)
+    return SCoRe(
+        config.method,
+        _half(config),
+        stage1_steps=config.score_stage1_steps,
+        beta1=config.score_beta1,
+        beta2=config.score_beta2,
+    )
 
 
 def _half(config: MethodConfig) -> int:
@@ -407,7 +413,8 @@ class MethodConfig:
     segment_unit: str = option("thoughts", "What segment counts; SPO counts tokens.", get_args(SegmentUnit))
     interval: int = option(5, "Cut points, that is tokens of probability below 0.9, in a segment of spo-chain.")
     score_stage1_steps: int = option(10, "Steps of score's stage I, which trains second attempts; 0 for none.")
-    score_beta: float = option(0.1, "Weight of the KL to the initial model that holds first attempts in stage I.")
+    score_beta1: float = option(0.01, "Weight of score's KL to the initial model, on both attempts and in both stages.")
+    score_beta2: float = option(0.1, "Weight of the further KL that holds first attempts in stage I.")
     prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
 
 

@@ -421,7 +421,7 @@ def test_the_gradient_of_a_refinement_is_that_of_p_over_p_plus_gamma(tmp_path: P
 
 def test_score_rewards_the_second_attempt_for_getting_better():
     """Pairs (0, 1), (1, 1), (1, 0), alpha = 10: y1 gets 0, 1, 1 and y2 gets 1 + 10, 1, 0 - 10."""
-    simulator, roll = _roll(SCoRe("score", 3, stage1_steps=0), BASE=[0, 1, 1], REVISE=[1, 1, 0])
+    simulator, roll = _roll(SCoRe("score", 3, stage1_steps=0, beta1=0.0), BASE=[0, 1, 1], REVISE=[1, 1, 0])
     assert [a for a, _ in simulator.revised] == ["0:0", "0:1", "0:2"]  # right ones too
     assert len({remark for _, remark in simulator.revised}) == 1  # and nothing tells which
     # three tokens of at most twelve: the sum over tokens, by the constant 1/12
@@ -433,16 +433,18 @@ def test_score_rewards_the_second_attempt_for_getting_better():
 
 
 def test_stage_one_of_score_trains_the_second_attempt_and_ties_the_first():
-    method = SCoRe("score", 2, stage1_steps=3, beta=0.5)
+    """y1 is held by beta1 + beta2 in stage I, and all attempts by beta1 in both, on the scale of their advantages."""
+    method = SCoRe("score", 2, stage1_steps=3, beta1=0.25, beta2=0.5)
     assert method.needs_reference
-    for step, second, kl in ((2, [1, 0], 0.5 * 3 / 12), (3, [11, -10], 0.0)):
+    for step, first, second, kl in ((2, [0, 0], [1, 0], 0.75), (3, [0, 1], [11, -10], 0.25)):
         simulator = _Scripted(BASE=[0, 1], REVISE=[1, 0])
         roll = method.roll(simulator, [ROOT], [DrawKey(seed=0, step=step)])
-        first = [0, 0] if kl else [0, 1]
         assert roll.advantages[0].tolist() == first + second
-        assert [row.kl for row in roll.rows] == [kl, kl, 0, 0]
-    assert not replace(method, stage1_steps=0).needs_reference
-    assert not replace(method, beta=0.0).needs_reference
+        assert [row.kl * 12 / 3 for row in roll.rows] == [kl, kl, 0.25, 0.25]
+    assert replace(method, beta1=0.0).needs_reference
+    assert replace(method, stage1_steps=0).needs_reference
+    assert not replace(method, beta1=0.0, stage1_steps=0).needs_reference
+    assert not replace(method, beta1=0.0, beta2=0.0).needs_reference
 
 
 def test_the_estimate_of_the_kl_gradient_is_unbiased():
@@ -477,8 +479,10 @@ def _moved(trainer, size=0.02):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["copy", "adapter"])
-def test_the_gradient_of_stage_one_is_that_of_the_hand_written_loss(lora, tmp_path: Path):
-    settings = {"method": "score", "score_stage1_steps": 1, "score_beta": 0.3, "max_tokens": 64}
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_gradient_of_score_is_that_of_the_hand_written_loss(stage, lora, tmp_path: Path):
+    settings = {"method": "score", "score_stage1_steps": 2 - stage, "score_beta1": 0.1, "score_beta2": 0.3}
+    settings["max_tokens"] = 64
     trainer = _moved(tiny_trainer(tmp_path, seed=2, micro_rows=32, lora=lora, **settings))
     inputs = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
     model = trainer.model
@@ -496,12 +500,11 @@ def test_the_gradient_of_stage_one_is_that_of_the_hand_written_loss(lora, tmp_pa
             torch.log_softmax(m(ids).logits[0] / trainer.args.temperature, dim=-1)[tokens - 1, ids[0, tokens]]
             for m in (model, initial)
         )
-        term = reward * log_p
-        if i % 8 < 4:  # a first attempt
-            ratio = (log_p - log_ref).detach()
-            term = term - 0.3 * log_p * torch.stack([ratio[t:].sum() for t in range(len(ratio))])
-            kl.append(float(ratio.sum()))
-        total = total - term.sum() / 64
+        beta = 0.4 if stage == 1 and i % 8 < 4 else 0.1  # a first attempt is held by both
+        ratio = (log_p - log_ref).detach()
+        kl.append(float(ratio.sum()))
+        to_go = torch.stack([ratio[t:].sum() for t in range(len(ratio))])
+        total = total - (log_p * (reward - beta * to_go)).sum() / 64
     (total / len(rows)).backward()
     assert np.mean(np.abs(kl)) > 0.05
     assert trainer._reset_metrics["kl"] == pytest.approx(np.mean(kl), abs=1e-5)
@@ -529,8 +532,8 @@ def test_a_large_beta_keeps_first_attempts_where_they_were(tmp_path: Path):
     """Six steps that push second attempts somewhere else, with next to no tie and with a strong one."""
     kl = {}
     for beta in (1e-9, 3.0):
-        settings = {"method": "score", "score_stage1_steps": 6, "score_beta": beta, "steps": 6, "max_tokens": 48}
-        trainer = tiny_trainer(tmp_path, learning_rate=1e-3, prompts=24, train_problems=48, **settings)
+        settings = {"method": "score", "score_stage1_steps": 6, "score_beta2": beta, "score_beta1": 0.0, "steps": 6}
+        trainer = tiny_trainer(tmp_path, learning_rate=1e-3, prompts=24, train_problems=48, max_tokens=48, **settings)
         trainer.method = _Pushed(trainer.method)
         trainer.args.save_strategy = "no"
         trainer.train()
@@ -559,7 +562,8 @@ def test_a_resumed_run_is_tied_to_the_initial_model_and_not_to_its_checkpoint(tm
 
     Against the checkpoint they would be zero in the first of these steps.
     """
-    settings = {"method": "score", "score_stage1_steps": 4, "score_beta": 1e-3, "steps": 4, "max_tokens": 48}
+    settings = {"method": "score", "score_stage1_steps": 4, "score_beta2": 1e-3, "score_beta1": 0.0, "steps": 4}
+    settings["max_tokens"] = 48
     logs = {}
     for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole" / "checkpoints" / "checkpoint-2")):
         logs[name] = []

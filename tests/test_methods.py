@@ -93,7 +93,7 @@ def test_a_group_below_two_is_one_clear_line(text):
         ({"continuations": 0}, "continuations must be at least 1"),
         ({"method": "spo-chain", "interval": 0}, "interval must be at least 1"),
         ({"method": "score", "score_stage1_steps": -1}, "score_stage1_steps must not be negative"),
-        ({"method": "score", "score_beta": float("nan")}, "score_beta must not be negative"),
+        ({"method": "score", "score_beta2": float("nan")}, "score_beta2 must not be negative"),
         ({"localizer": "noisy", "noise_exact": 1.1}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_exact": float("nan")}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_shift": 0}, "noise_shift must not be 0"),
