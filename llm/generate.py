@@ -245,7 +245,8 @@ class _Rows:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # by index and not as a slice: torch multiplies a strided slice by a frozen head as a batch of copies of it
+            logits_to_keep=torch.tensor([width - 1], device=self.device),
         ).logits[:, -1]
         index = torch.tensor([where[self.requests[i].ids] for i in live], device=self.device)
         cache.batch_select_indices(index)
