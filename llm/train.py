@@ -17,6 +17,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as hf_logging
 from trl import GRPOConfig
 
@@ -96,7 +97,7 @@ class TrainConfig(BackendConfig, MethodConfig):
     threads: int = option(0, "Torch threads; 0 for one per core, but a single one where the machine is busy.")
     save_every: int = option(10, "Steps between checkpoints.")
     sample_every: int = option(5, "Steps between samples of rollouts in rollouts.jsonl.")
-    report_to: str = option("none", "Loggers of transformers: none, tensorboard, wandb.")
+    report_to: str = option("none", "Logger of transformers, beside metrics.jsonl: tensorboard, wandb, ...; or none.")
     output: str = option("", "Run folder; by default runs/METHOD-TASK-sSEED-NNN.")
     resume: bool = option(False, "Go on with the run in --output from its last whole checkpoint.")
     dry_run: bool = option(False, "Print the plan (processes, memory, rollouts, tokens) and start nothing.")
@@ -134,6 +135,12 @@ def _check(config: TrainConfig) -> None:
     if config.vllm_server and not config.vllm_server.startswith(("http://", "https://")):
         raise ConfigError(f"vllm_server must be an address such as http://localhost:8000, got {config.vllm_server!r}")
     check_backend(config, [config.localizer], start=not config.dry_run)
+    loggers = ("none", *get_available_reporting_integrations())
+    if config.report_to not in loggers:
+        raise ConfigError(
+            f"report_to {config.report_to!r} is not installed or not known; install it, or use one of: "
+            + ", ".join(loggers)
+        )
     if config.resume and not config.output:
         raise ConfigError("--resume needs --output, the folder of the run to go on with")
     if _processes() > 1 and not config.output:

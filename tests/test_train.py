@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import SMALL
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args
@@ -177,3 +178,15 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint
     assert "the loss became" in done.stderr
     assert "lower --learning-rate" in done.stderr
     assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete.json"))
+
+
+def test_metrics_go_to_tensorboard_and_an_unknown_logger_is_one_line(tmp_path: Path):
+    main(TrainConfig(**{**SMALL, "eval_problems": 0}, output=str(tmp_path / "run"), report_to="tensorboard"))
+    (folder,) = {f.parent for f in (tmp_path / "run").rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(folder)).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for name in ("accuracy", "groups_with_signal", "tokens"):
+        logged = [event.value for event in events.Scalars(f"train/{name}")]
+        assert logged == pytest.approx([row[name] for row in rows])
+    with pytest.raises(ConfigError, match="report_to 'clearml' is not installed"):
+        main(TrainConfig(**SMALL, output=str(tmp_path / "other"), report_to="clearml"))
