@@ -12,9 +12,8 @@ and the 10th and 90th percentile. A step is everything from prompts to updated w
 Tokens count discarded seeds and localisation answers. The paper's seed policy (first failure) throws its seed away, one
 rollout a prompt more than are trained; `intact` and `furthest` take it from the base group and throw nothing away.
 The columns say how much of a step each part takes. What costs time without costing tokens: every batch has as many
-forward passes as its longest row, and SRPO has three batches where GRPO has one. Beyond that, a batch of suffixes was
-measured slower than a base batch of as many rows and more tokens; the cause is not isolated (suspected: prefixes of
-different length are padded, so their attention needs a mask and runs over longer contexts).
+forward passes as its longest row, and SRPO has three batches where GRPO has one. An update leaves out the rows without
+an advantage, so where few groups have a signal a step is nearly all sampling, and the ratio is that of sampling.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def test_the_presets_are_valid_and_every_claim_has_its_units(name):
     cells = plan(config, {})
     assert cells and all(cell.config.prompts * cell.config.steps <= cell.config.train_problems for cell in cells)
     units = {v: {(c.checkpoint, c.seed) for c in cells if c.variant == v} for v in config.variants}
-    least = {"quick": (2, 1), "ablations": (6, 3)}.get(name, (10, 3))
+    least = {"quick": (2, 1)}.get(name, (10, 3))
     for a, b in (pair for pairs in config.contrasts.values() for pair in pairs):
         both = units[a] & units[b]
         assert len(both) >= least[0] and len({checkpoint for checkpoint, _ in both}) >= least[1], (a, b)
