@@ -123,8 +123,9 @@ def _check(config: TrainConfig) -> None:
     for name in positive:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
-    for name in ("seed", "eval_problems", "threads", "clip", "weight_decay", "localize_temperature"):
-        if getattr(config, name) < 0:
+    not_negative = ("seed", "eval_problems", "threads", "clip", "grad_clip", "weight_decay", "lora_alpha")
+    for name in (*not_negative, "localize_temperature"):
+        if not getattr(config, name) >= 0:
             raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
     if not config.temperature > 0:
         raise ConfigError("temperature must be positive: a greedy policy has nothing to compare in a group")
