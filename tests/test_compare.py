@@ -201,14 +201,14 @@ def test_a_mistake_that_a_run_meets_is_one_line_and_the_rest_is_in_its_log(tmp_p
     assert "ConfigError" in log.read_text()
 
 
-@pytest.mark.parametrize("name", ["quick", "full", "ablations", "confirm"])
+@pytest.mark.parametrize("name", ["quick", "full", "ablations", "confirm", "smollm2", "smollm2-gpu"])
 def test_the_presets_are_valid_and_every_claim_has_its_units(name):
     file = Path(__file__).parent.parent / "configs" / f"compare-{name}.yaml"
     config = config_from_args(CompareConfig, ["--config", str(file), "--output", "nowhere"], "llm.compare")
     cells = plan(config, {})
     assert cells and all(cell.config.prompts * cell.config.steps <= cell.config.train_problems for cell in cells)
     units = {v: {(c.checkpoint, c.seed) for c in cells if c.variant == v} for v in config.variants}
-    least = {"quick": (2, 1)}.get(name, (10, 3))
+    least = {"quick": (2, 1), "smollm2": (3, 1), "smollm2-gpu": (3, 1)}.get(name, (10, 3))
     for a, b in (pair for pairs in config.contrasts.values() for pair in pairs):
         both = units[a] & units[b]
         assert len(both) >= least[0] and len({checkpoint for checkpoint, _ in both}) >= least[1], (a, b)
