@@ -452,6 +452,8 @@ def _contrast_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _shown(interval: Mapping[str, float], sign: str = "") -> str:
+    if interval["low"] == interval["high"]:  # one unit says nothing about the spread
+        return f"{interval['value']:{sign}.3f}"
     return f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
 
 
