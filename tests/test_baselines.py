@@ -94,7 +94,7 @@ def test_dr_grpo_is_trls_dr_grpo_on_rewards_minus_their_mean(tmp_path: Path):
     centred = centred - centred.mean(axis=1, keepdims=True)
     assert np.abs(centred).max() > 0
     trainer.loss_type = "dr_grpo"
-    inputs["advantages"] = torch.as_tensor(centred.ravel(), dtype=torch.float32)
+    inputs["advantages"] = torch.as_tensor(centred.reshape(-1, 1), dtype=torch.float32)
     trainer.compute_loss(model, inputs).backward()
     for name, p in model.named_parameters():
         assert float((got[name] - p.grad).abs().max()) < 1e-7, name

@@ -94,12 +94,14 @@ def test_the_signal_is_what_the_trainers_loss_does_to_its_log_probabilities(tmp_
 
     trainer._get_per_token_logps_and_entropies = capture
     trainer.compute_loss(trainer.model, inputs).backward()
-    rows = captured[0].shape[0]
+    seen = inputs["advantages"].ne(0).any(dim=1)  # rows without an advantage are left out of the loss
+    rows = len(seen)
     got_NT = (captured[0].grad.abs() * -torch.expm1(captured[0].detach()) * rows).numpy()
     step = trainer._reset_step
     signals = [s for s in roll_signal(step.rollouts.groups, step.advantages) if s.kind != "prefix"]
     assert len(signals) == rows
-    for signal, got_T in zip(signals, got_NT, strict=True):
+    assert not any(signal.g_T.any() for signal, kept in zip(signals, seen, strict=True) if not kept)
+    for signal, got_T in zip((s for s, kept in zip(signals, seen, strict=True) if kept), got_NT, strict=True):
         end = signal.first + signal.miss_T.size
         np.testing.assert_allclose(got_T[signal.first : end], signal.g_T, atol=1e-5)
         assert not got_T[: signal.first].any()
