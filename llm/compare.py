@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args, mapping, option, run_command, to_yaml
 from llm.curves import AXES, Run, budgets, contrast, curve_of, held, mean_over, summarise
-from llm.report import write_report
+from llm.report import shown, way, write_report
 from llm.runs import RunFolder, open_run, versions
 from llm.setup import resolve_model
 from llm.tiny.__main__ import TinyConfig
@@ -431,10 +431,10 @@ def _variants_table(name: str, dial: Mapping[str, Any]) -> Table:
         table.add_row(
             variant,
             str(found["units"]),
-            _shown(tokens["area"]),
-            _shown(tokens["late"]),
-            _way(steps["reach"]),
-            _way(tokens["reach"]),
+            shown(tokens["area"]),
+            shown(tokens["late"]),
+            way(steps["reach"]),
+            way(tokens["reach"]),
             f"{found['means']['tokens_per_step']:.0f}",
             "-" if found["means"]["localiser_exact"] is None else f"{found['means']['localiser_exact']:.2f}",
         )
@@ -447,19 +447,8 @@ def _contrast_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column.startswith("diff") else "right")
     for row in rows:
         wins = f"{row['tokens']['area']['wins']} of {len(row['units'])}"
-        table.add_row(f"{row['a']} - {row['b']}", *(_shown(row[axis]["area"], "+") for axis in AXES), wins)
+        table.add_row(f"{row['a']} - {row['b']}", *(shown(row[axis]["area"], "+") for axis in AXES), wins)
     return table
-
-
-def _shown(interval: Mapping[str, float], sign: str = "") -> str:
-    if interval["low"] == interval["high"]:  # one unit says nothing about the spread
-        return f"{interval['value']:{sign}.3f}"
-    return f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
-
-
-def _way(found: Mapping[str, Any]) -> str:
-    median = "-" if found["median"] is None else f"{found['median']:.0f}"
-    return f"{median} ({found['reached']}/{found['of']})"
 
 
 if __name__ == "__main__":

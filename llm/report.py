@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from llm.curves import AXES, LATE, WINDOW, Run, held
 
-__all__ = ["write_report"]
+__all__ = ["shown", "way", "write_report"]
 
 _GRID = 200
 _SMOOTH = 0.025
@@ -114,7 +114,7 @@ def _variants_table(dial: Mapping[str, Any]) -> str:
         m = found["means"]
         rows.append(
             [variant, str(found["units"]), _interval(tokens["area"]), _interval(tokens["late"])]
-            + [_interval(rollouts["area"]), _way(steps["reach"]), _way(tokens["reach"])]
+            + [_interval(rollouts["area"]), way(steps["reach"]), way(tokens["reach"])]
             + [f"{m['tokens_per_step']:.0f}", f"{m['rollouts_per_step']:.0f}"]
             + [_number(m[k]) for k in ("kappa", "rho", "p", "localiser_exact", "localiser_clean")]
             + [_number(m["reset_reward"]), _number(m["groups_with_signal"])]
@@ -280,14 +280,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
+def shown(interval: Mapping[str, float], sign: str = "") -> str:
+    """A value with its interval; alone where the interval is a point, as of one unit, which shows no spread."""
+    value = f"{interval['value']:{sign}.3f}"
+    point = interval["low"] == interval["high"]
+    return value if point else f"{value} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
+
+
 def _interval(interval: Mapping[str, float], sign: str = "") -> str:
     """A difference whose interval leaves out zero is set in bold."""
-    text = f"{interval['value']:{sign}.3f} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
-    clear = sign and (interval["low"] > 0 or interval["high"] < 0)
+    text = shown(interval, sign)
+    clear = sign and interval["low"] < interval["high"] and (interval["low"] > 0 or interval["high"] < 0)
     return f'<span class="clear">{text}</span>' if clear else text
 
 
-def _way(found: Mapping[str, Any]) -> str:
+def way(found: Mapping[str, Any]) -> str:
+    """The median way to the target, and how many units reached it."""
     median = "-" if found["median"] is None else f"{found['median']:.0f}"
     return f"{median} ({found['reached']}/{found['of']})"
 

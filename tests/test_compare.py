@@ -17,6 +17,7 @@ from benchmarks.step_cost import main as step_cost
 from llm.compare import CompareConfig, _logged, _run_cell, main, plan
 from llm.config import ConfigError, config_from_args
 from llm.curves import WINDOW, Run, budgets, contrast, curve_of, held, mean_over, reach, summarise
+from llm.report import shown
 from llm.train import TrainConfig
 from llm.train import main as train
 
@@ -226,3 +227,8 @@ def test_step_cost_counts_discarded_seeds_and_answers(tmp_path: Path):
     assert by_name["srpo intact"]["median"]["localise"] > 0 == by_name["grpo"]["median"]["localise"]
     with pytest.raises(ConfigError, match="unknown method 'srpoo' in only"):
         step_cost(StepCostConfig(**small, only="srpoo", results=str(tmp_path / "cost.json")))
+
+
+def test_one_unit_has_no_interval():
+    assert shown({"value": 0.1, "low": 0.1, "high": 0.1}, "+") == "+0.100"
+    assert shown({"value": 0.1, "low": -0.1, "high": 0.2}) == "0.100 [-0.100, 0.200]"
