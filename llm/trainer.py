@@ -24,8 +24,9 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
  9. Draws come from keys (seed, step, prompt, phase, slot); no generator has state.
 10. With vLLM the rows carry the log-probabilities that they were sampled with, nan on inherited prefixes, and TRL
     corrects for the train/inference mismatch per token (`llm.vllm_backend`); its size is logged as ``mismatch``.
-11. Rows without any advantage, those of groups with equal rewards, are left out of the forward and backward pass. The
-    gradient is the same; where most groups are silent an update costs a fraction.
+11. Rows without any advantage, those of groups with equal rewards, are left out of the forward and backward pass, rows
+    of similar length share a micro-batch of an update, and columns that are padding in all of its rows are cut. The
+    gradient is the same; where most groups are silent or responses differ in length an update costs a fraction.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class ResetTrainer(GRPOTrainer):
     """
 
     _last_loaded_step: int  # TRL's: the step whose weights vLLM holds
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's: the micro-batches of a batch of rollouts
 
     def __init__(
         self,
@@ -232,6 +234,16 @@ class ResetTrainer(GRPOTrainer):
             "unused": [0.0] * len(roll.rows),
         }
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's micro-batches, those of an update sorted by advantage and length whenever there are new ones."""
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is None or self._buffered_inputs is before:
+            return inputs
+        size, parts = self.args.gradient_accumulation_steps, self._buffered_inputs
+        self._buffered_inputs = [b for i in range(0, len(parts), size) for b in _by_length(parts[i : i + size])]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's loss of the rows that have an advantage; the others have no gradient and only cost a pass.
 
@@ -240,8 +252,7 @@ class ResetTrainer(GRPOTrainer):
         has_advantage = inputs["advantages"].ne(0).any(dim=1)
         rows, kept = len(has_advantage), max(1, *gather_object([int(has_advantage.sum())]))
         first = has_advantage.int().argsort(descending=True, stable=True)[:kept].sort().values
-        part = {name: x[first] if torch.is_tensor(x) and x.shape[:1] == (rows,) else x for name, x in inputs.items()}
-        loss: torch.Tensor = super().compute_loss(model, part, *args, **kwargs)
+        loss: torch.Tensor = super().compute_loss(model, _trimmed(_rows(inputs, first)), *args, **kwargs)
         return loss * (kept / rows)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -286,6 +297,34 @@ class ResetTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (folder / _COMPLETE).write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
+
+
+def _rows(inputs: dict[str, Any], index: torch.Tensor) -> dict[str, Any]:
+    """The rows `index` of a batch; what is not one entry a row is kept as it is."""
+    rows = len(inputs["advantages"])
+    return {name: x[index] if torch.is_tensor(x) and x.shape[:1] == (rows,) else x for name, x in inputs.items()}
+
+
+def _by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an update dealt out anew: first those with an advantage, then the others, each from short to long."""
+    size = len(batches[0]["advantages"])
+    joined = {
+        name: torch.cat([b[name] for b in batches]) if torch.is_tensor(x) and x.shape[:1] == (size,) else x
+        for name, x in batches[0].items()
+    }
+    tokens = joined["prompt_mask"].sum(dim=1) + joined["completion_mask"].sum(dim=1)
+    silent = joined["advantages"].eq(0).all(dim=1)
+    order = (tokens + silent * (tokens.max() + 1)).argsort(stable=True)
+    return [_rows(joined, order[i : i + size]) for i in range(0, len(order), size)]
+
+
+def _trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch without the columns that are padding in every row: on the left of prompts, on the right of responses."""
+    prompt, response = inputs["prompt_mask"], inputs["completion_mask"]
+    width = response.shape[1]
+    begin, end = prompt.shape[1] - int(prompt.sum(dim=1).max()), max(1, int(response.sum(dim=1).max()))
+    trimmed = {name: x[:, :end] if torch.is_tensor(x) and x.shape[1:] == (width,) else x for name, x in inputs.items()}
+    return {**trimmed, **{name: inputs[name][:, begin:] for name in ("prompt_ids", "prompt_mask")}}
 
 
 def kl_to_go(log_ratio: torch.Tensor) -> torch.Tensor:

@@ -93,3 +93,47 @@ def test_rows_without_an_advantage_are_not_computed_and_change_nothing(loud, tmp
     for name, p in trainer.model.named_parameters():
         assert float((got[name] - p.grad).abs().max()) < 1e-6, name
     assert any(g.abs().max() > 1e-4 for g in got.values()) == (loud > 0)
+
+
+def test_an_update_deals_rows_of_similar_length_together_and_pads_no_column(tmp_path: Path):
+    """Rows of any length: every one is there once, silent ones last, and the gradient is that of one padded batch."""
+    trainer = tiny_trainer(tmp_path, method="grpo", micro_rows=8, seed=2)
+    model, trainer._step = trainer.model, 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    whole = trainer._generate_and_score_completions(batch)
+    rows, width = whole["completion_ids"].shape
+    lengths = torch.randint(1, width, (rows, 1), generator=torch.Generator().manual_seed(0))
+    whole["completion_mask"] = whole["tool_mask"] = (torch.arange(width) < lengths).long()
+    whole["advantages"] = torch.linspace(-1, 1, rows)[:, None] * (torch.arange(rows) % 3 > 0)[:, None].expand(-1, width)
+    trainer._generate_and_score_completions = lambda inputs: whole
+    passes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    dealt = []
+    for _ in range(trainer.args.gradient_accumulation_steps):
+        dealt.append(trainer._prepare_inputs(batch))
+        trainer._step += 1
+        trainer.compute_loss(model, dealt[-1]).backward()
+    hook.remove()
+    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    seen = (
+        torch.cat([part["advantages"][:, 0] for part in dealt]),
+        torch.cat([part["completion_mask"] for part in dealt]),
+    )
+    order = [(abs(float(a)), int(m.sum())) for a, m in zip(*seen, strict=True)]
+    assert sorted(order) == sorted(
+        (abs(float(a[0])), int(n)) for a, n in zip(whole["advantages"], lengths, strict=True)
+    )
+    loud = [n for a, n in order if a > 0]
+    assert [a > 0 for a, _ in order] == [True] * len(loud) + [False] * (rows - len(loud))
+    assert loud == sorted(loud) and len(set(loud)) > 8
+    assert all(mask.any(dim=0).all() for mask in passes)
+
+    model.zero_grad()
+    trainer.current_gradient_accumulation_steps = 1
+    super(type(trainer), trainer).compute_loss(model, whole).backward()
+    assert max(float(p.grad.abs().max()) for p in model.parameters()) > 1e-4
+    for name, p in model.named_parameters():
+        assert float((got[name] - p.grad).abs().max()) < 1e-6, name
