@@ -12,6 +12,7 @@ import trl
 from training import tiny_trainer
 from trl import GRPOTrainer
 
+import llm.trainer
 from llm.trainer import schedule
 
 
@@ -34,6 +35,7 @@ def test_the_pinned_minor_version_is_installed():
     ("name", "parameters"),
     [
         ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_prepare_inputs", ["self", "generation_batch"]),
         ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
         ("log", ["self", "logs", "start_time"]),
@@ -57,6 +59,31 @@ def test_each_prompt_is_repeated_side_by_side_and_carries_its_columns(trainer, o
     total = trainer.num_generations
     assert [index[i * total] for i in range(4)] == list(trainer.train_dataset["index"][:4])
     assert all(len(set(index[i * total : (i + 1) * total])) == 1 for i in range(4))
+
+
+def test_micro_batches_are_trls_slices_and_each_update_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """TRL buffers one slice a pass; ours hold, update by update, the very rows that TRL gave that update."""
+    trainer = tiny_trainer(tmp_path, method="grpo", prompts=4, updates=2, micro_rows=4, seed=2)
+    size, total = trainer.args.gradient_accumulation_steps, trainer.args.steps_per_generation
+    assert (size, total) == (4, 8)
+    given = []
+    by_length = llm.trainer._by_length
+    monkeypatch.setattr(llm.trainer, "_by_length", lambda parts: given.append(parts) or by_length(parts))
+    batch = next(iter(trainer.get_train_dataloader()))
+    dealt = []
+    for trainer._step in range(total):
+        dealt.append(trainer._prepare_inputs(batch))
+    assert [len(parts) for parts in given] == [size, size]
+    for update, parts in enumerate(given):
+        assert _row_contents(dealt[update * size : (update + 1) * size]) == _row_contents(parts)
+    assert _row_contents(given[0]) != _row_contents(given[1])
+
+
+def _row_contents(parts):
+    names = ("prompt_ids", "completion_ids", "completion_mask", "tool_mask", "advantages")
+    return sorted(
+        [row.tolist() for row in rows] for part in parts for rows in zip(*(part[n] for n in names), strict=True)
+    )
 
 
 def test_trl_keeps_the_rows_in_our_order_and_our_mask(trainer, outputs):
