@@ -27,6 +27,8 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
 11. Rows without any advantage, those of groups with equal rewards, are left out of the forward and backward pass, rows
     of similar length share a micro-batch of an update, and columns that are padding in all of its rows are cut. The
     gradient is the same; where most groups are silent or responses differ in length an update costs a fraction.
+12. On a CPU only the positions of responses are multiplied by the vocabulary matrix, as TRL does on GPUs; elsewhere it
+    scores prompts and padding too and drops them, to keep shapes for a compiler. The gradient is the same.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import trl.trainer.utils
 from accelerate.utils import gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
@@ -252,7 +255,8 @@ class ResetTrainer(GRPOTrainer):
         has_advantage = inputs["advantages"].ne(0).any(dim=1)
         rows, kept = len(has_advantage), max(1, *gather_object([int(has_advantage.sum())]))
         first = has_advantage.int().argsort(descending=True, stable=True)[:kept].sort().values
-        loss: torch.Tensor = super().compute_loss(model, _trimmed(_rows(inputs, first)), *args, **kwargs)
+        with _scoring_responses_only(self.accelerator.device):
+            loss: torch.Tensor = super().compute_loss(model, _trimmed(_rows(inputs, first)), *args, **kwargs)
         return loss * (kept / rows)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -297,6 +301,18 @@ class ResetTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             (folder / _COMPLETE).write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
+
+
+@contextmanager
+def _scoring_responses_only(device: torch.device) -> Iterator[None]:
+    """TRL's fused head leaves out positions without a label on a CPU too; it asks `_use_triton` whether it may."""
+    before = trl.trainer.utils._use_triton
+    if device.type == "cpu":
+        trl.trainer.utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = before
 
 
 def _rows(inputs: dict[str, Any], index: torch.Tensor) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import trl
+import trl.kernels
+import trl.trainer.utils
 from training import tiny_trainer
 from trl import GRPOTrainer
 
@@ -132,3 +134,22 @@ def test_metrics_are_ours(tmp_path: Path):
     logged = [name for entry in trainer.state.log_history for name in entry]
     assert not [name for name in logged if name.startswith(("rewards/", "completions/", "clip_ratio"))]
     assert all(entry["reward"] == row["reward"] for entry, row in zip(trainer.state.log_history, rows, strict=False))
+
+
+def test_only_response_positions_pass_through_the_vocabulary_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer = tiny_trainer(tmp_path, method="grpo", prompts=4)
+    inputs = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    scored = []
+
+    class Counting:
+        @staticmethod
+        def apply(hidden, *args):
+            scored.append(len(hidden))
+            return trl.kernels.ChunkedLogProbFunction.apply(hidden, *args)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Counting)
+    before = trl.trainer.utils._use_triton
+    trainer.compute_loss(trainer.model, inputs).backward()
+    seen = inputs["advantages"].ne(0).any(dim=1)
+    assert scored == [int((inputs["completion_mask"] * inputs["tool_mask"])[seen].sum())]
+    assert trl.trainer.utils._use_triton is before
