@@ -40,7 +40,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args, mapping, option, run_command, to_yaml
-from llm.curves import AXES, Run, budgets, contrast, curve_of, held, mean_over, summarise
+from llm.curves import AXES, HELD_OUT, Run, budgets, contrast, curve_of, held, held_out_of, mean_over, summarise
 from llm.report import shown, way, write_report
 from llm.runs import RunFolder, open_run, versions
 from llm.setup import resolve_model
@@ -336,7 +336,8 @@ def _make_warm_starts(workers: _Workers, config: CompareConfig) -> None:
 
 def _as_run(cell: Cell) -> Run:
     rows = cell.folder.rows("metrics.jsonl")
-    return Run(cell.dial, cell.variant, cell.checkpoint, cell.seed, curve_of(rows))
+    held_out = held_out_of(cell.folder.read_json("result.json") or {})
+    return Run(cell.dial, cell.variant, cell.checkpoint, cell.seed, curve_of(rows), held_out)
 
 
 def _tune(workers: _Workers, config: CompareConfig) -> dict[str, dict[str, float]]:
@@ -410,6 +411,8 @@ def _print_result(result: Mapping[str, Any], folder: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     for name, dial in result["dials"].items():
         console.print(_variants_table(name, dial))
+        if all(found["held_out"] for found in dial["variants"].values()):
+            console.print(_held_out_table(name, dial))
         for question, rows in dial["contrasts"].items():
             console.print(_contrast_table(f"{name}: {question}", rows))
     console.print(f"report: {folder / 'report.html'}; numbers: {folder / 'result.json'}", highlight=False)
@@ -448,6 +451,16 @@ def _contrast_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         wins = f"{row['tokens']['area']['wins']} of {len(row['units'])}"
         table.add_row(f"{row['a']} - {row['b']}", *(shown(row[axis]["area"], "+") for axis in AXES), wins)
+    return table
+
+
+def _held_out_table(name: str, dial: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{name}: held-out accuracy, mean over units [95% interval]")
+    for column in ("method", *(f"{how}, {when}" for how in HELD_OUT for when in ("before", "after"))):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for variant, found in dial["variants"].items():
+        values = (found["held_out"][how][when] for how in HELD_OUT for when in ("before", "after"))
+        table.add_row(variant, *(shown(value) for value in values))
     return table
 
 

@@ -15,12 +15,15 @@ much of all others is looked at. The noise of single steps is left in: means ove
 first point that reaches a target would be biased by it, and is therefore read from a moving average.
 
 A unit is a pair (warm start, seed). Methods are compared on the units that both have run, with a bootstrap over units.
+Where the runs measured held-out accuracy before and after training, that is compared too, at equal steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from llm.statistics import bootstrap_mean, paired_difference
 
 __all__ = [
     "AXES",
+    "HELD_OUT",
     "LATE",
     "WINDOW",
     "Curve",
@@ -38,6 +42,7 @@ __all__ = [
     "contrast",
     "curve_of",
     "held",
+    "held_out_of",
     "mean_over",
     "reach",
     "summarise",
@@ -46,6 +51,8 @@ __all__ = [
 AXES = ("steps", "rollouts", "tokens")
 LATE = 0.15
 """The share of the budget, at its end, over which the accuracy at the budget is averaged."""
+HELD_OUT = ("greedy", "sampled")
+"""How a run answers its held-out problems, before and after training."""
 WINDOW = 5
 """Steps of the moving average from which the way to a target is read, and of the mean that holds a short run."""
 _QUALITY = (
@@ -77,13 +84,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished cell: which method ran where, and its curve."""
+    """A finished cell: which method ran where, its curve, and its held-out accuracies (see `held_out_of`)."""
 
     dial: str
     variant: str
     checkpoint: str
     seed: int
     curve: Curve
+    held_out: Mapping[str, Mapping[str, float]] | None = None
 
     @property
     def unit(self) -> tuple[str, int]:
@@ -101,6 +109,14 @@ def curve_of(rows: Sequence[Mapping[str, Any]]) -> Curve:
     means = {name: _mean(row.get(name) for row in rows) for name in _QUALITY}
     per_step = {f"{axis}_per_step": float(np.mean(cost[axis])) for axis in AXES[1:]}
     return Curve(np.array([row["accuracy"] for row in rows], dtype=np.float64), spent, {**means, **per_step})
+
+
+def held_out_of(result: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
+    """By way of answering: accuracy ``before`` and ``after`` training, from a run's `result.json`; None without."""
+    before, after = result.get("before"), result.get("after")
+    if before is None or after is None:
+        return None
+    return {name: {"before": before[name]["value"], "after": after[name]["value"]} for name in HELD_OUT}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -182,6 +198,7 @@ def summarise(runs: Sequence[Run], target: float) -> dict[str, Any]:
             "seed": run.seed,
             "axes": _values(run, budget, target),
             "means": dict(run.curve.means),
+            "held_out": run.held_out,
             "total": {axis: float(run.curve.spent[axis][-1]) for axis in AXES},
         }
         for run in runs
@@ -208,7 +225,20 @@ def _variant(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             },
         }
     means = {name: _mean(c["means"][name] for c in cells) for name in cells[0]["means"]}
-    return {"units": len(cells), "axes": axes, "means": means}
+    return {"units": len(cells), "axes": axes, "means": means, "held_out": _held_out([c["held_out"] for c in cells])}
+
+
+def _held_out(cells: Sequence[Mapping[str, Mapping[str, float]] | None]) -> dict[str, Any] | None:
+    """Mean held-out accuracy before and after, and mean gain, over the units; None unless every unit measured it."""
+    known = [c for c in cells if c is not None]
+    if len(known) < len(cells):
+        return None
+    out: dict[str, Any] = {}
+    for name in HELD_OUT:
+        before_N, after_N = ([c[name][when] for c in known] for when in ("before", "after"))
+        gain_N = [after - before for before, after in zip(before_N, after_N, strict=True)]
+        out[name] = {"before": _interval(before_N), "after": _interval(after_N), "gain": _interval(gain_N)}
+    return out
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:
@@ -219,25 +249,32 @@ def contrast(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, An
     """a - b over the units that both have run, by axis and measure; None if there are none.
 
     Each holds the mean difference with its paired bootstrap interval, the wins of a (ties count for neither), and the
-    mean difference on each warm start, which says whether one of them carries the result.
+    mean difference on each warm start, which says whether one of them carries the result. ``held_out`` holds the same
+    of held-out accuracy after training, None unless all of these runs measured it.
     """
-    of = {name: {(c["checkpoint"], c["seed"]): c["axes"] for c in cells if c["variant"] == name} for name in (a, b)}
+    of = {name: {(c["checkpoint"], c["seed"]): c for c in cells if c["variant"] == name} for name in (a, b)}
     units = sorted(of[a].keys() & of[b].keys())
     if not units:
         return None
-    out: dict[str, Any] = {"a": a, "b": b, "units": [list(unit) for unit in units]}
+    pairs = [(of[a][unit], of[b][unit]) for unit in units]
+    out: dict[str, Any] = {"a": a, "b": b, "units": [list(unit) for unit in units], "held_out": None}
     for axis in AXES:
-        out[axis] = {}
-        for measure in ("area", "late"):
-            a_N, b_N = (np.array([of[name][unit][axis][measure] for unit in units]) for name in (a, b))
-            difference = a_N - b_N
-            out[axis][measure] = {
-                **asdict(paired_difference(a_N, b_N, np.random.default_rng(0))),
-                "wins": int((difference > 0).sum()),
-                "losses": int((difference < 0).sum()),
-                "checkpoints": {
-                    name: float(np.mean([d for d, unit in zip(difference, units, strict=True) if unit[0] == name]))
-                    for name in dict.fromkeys(unit[0] for unit in units)
-                },
-            }
+        out[axis] = {measure: _paired(pairs, "axes", axis, measure) for measure in ("area", "late")}
+    if all(c["held_out"] is not None for pair in pairs for c in pair):
+        out["held_out"] = {name: _paired(pairs, "held_out", name, "after") for name in HELD_OUT}
     return out
+
+
+def _paired(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], *path: str) -> dict[str, Any]:
+    """The difference of what stands at `path` in the cells of each pair."""
+    a_N, b_N = (np.array([reduce(getitem, path, pair[i]) for pair in pairs], dtype=np.float64) for i in (0, 1))
+    difference, starts = a_N - b_N, [pair[0]["checkpoint"] for pair in pairs]
+    return {
+        **asdict(paired_difference(a_N, b_N, np.random.default_rng(0))),
+        "wins": int((difference > 0).sum()),
+        "losses": int((difference < 0).sum()),
+        "checkpoints": {
+            name: float(np.mean([d for d, start in zip(difference, starts, strict=True) if start == name]))
+            for name in dict.fromkeys(starts)
+        },
+    }

@@ -22,7 +22,7 @@ import yaml
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from llm.curves import AXES, LATE, WINDOW, Run, held
+from llm.curves import AXES, HELD_OUT, LATE, WINDOW, Run, held
 
 __all__ = ["shown", "way", "write_report"]
 
@@ -90,6 +90,8 @@ def _dial_section(
 ) -> str:
     budget = ", ".join(f"{dial['budget'][axis]:.0f} {axis}" for axis in AXES)
     out = [f"<h2>{html.escape(name)}: {html.escape(dial['task'])}</h2><p>Budget: {budget}.</p>", _variants_table(dial)]
+    if all(found["held_out"] for found in dial["variants"].values()):
+        out.append(_held_out_section(dial))
     groups = {q: list(dict.fromkeys(v for row in rows for v in (row["a"], row["b"]))) for q, rows in _items(dial)}
     for question, members in (groups or {"all methods": list(dial["variants"])}).items():
         path = folder / "figures" / f"{_slug(name)}-{_slug(question)}.png"
@@ -137,6 +139,26 @@ def _contrast_table(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
         cells = [_interval(row[axis][measure], sign="+") for axis in AXES]
         body.append([f"{row['a']} - {row['b']}", *cells, f"{tokens['wins']} of {len(row['units'])}", starts])
     return _table(head, body)
+
+
+def _held_out_section(dial: Mapping[str, Any]) -> str:
+    """Accuracy on held-out problems, greedy and sampled: by method, and the contrasts of what it is after training."""
+    parts = [(how, when) for how in HELD_OUT for when in ("before", "after", "gain")]
+    body = [
+        [v, *(_interval(found["held_out"][how][when], sign="+" if when == "gain" else "") for how, when in parts)]
+        for v, found in dial["variants"].items()
+    ]
+    rows = [row for _, group in _items(dial) for row in group]
+    differences = [
+        [f"{row['a']} - {row['b']}", *(_interval(row["held_out"][how], sign="+") for how in HELD_OUT)] for row in rows
+    ]
+    head = ["difference after training", *HELD_OUT]
+    return (
+        "<h3>Held-out accuracy, before and after all steps</h3>"
+        + _table(["method", *(f"{how}, {when}" for how, when in parts)], body)
+        + (_table(head, differences) if rows else "")
+        + "<p>At equal steps. The interval is over units; each unit's accuracy is itself an estimate.</p>"
+    )
 
 
 def _map_section(result: Mapping[str, Any], folder: Path) -> str:

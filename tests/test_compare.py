@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ from benchmarks.step_cost import StepCostConfig
 from benchmarks.step_cost import main as step_cost
 from llm.compare import CompareConfig, _logged, _run_cell, main, plan
 from llm.config import ConfigError, config_from_args
-from llm.curves import WINDOW, Run, budgets, contrast, curve_of, held, mean_over, reach, summarise
+from llm.curves import (
+    HELD_OUT,
+    WINDOW,
+    Run,
+    budgets,
+    contrast,
+    curve_of,
+    held,
+    held_out_of,
+    mean_over,
+    reach,
+    summarise,
+)
 from llm.report import shown
 from llm.train import TrainConfig
 from llm.train import main as train
@@ -92,8 +105,33 @@ def test_a_contrast_uses_the_units_that_both_have_run_and_counts_wins():
     assert contrast(summarise(runs, target=0.5)["cells"], "a", "nowhere") is None
 
 
+def test_held_out_accuracy_is_compared_after_training_where_every_run_measured_it():
+    def measured(variant: str, seed: int, before: float, after: float) -> Run:
+        result = {when: {how: {"value": v} for how in HELD_OUT} for when, v in (("before", before), ("after", after))}
+        run = _run(variant, [0.0, 0.1], 10.0, seed=seed)
+        return replace(run, held_out=held_out_of(result))
+
+    runs = [
+        measured("a", 0, 0.1, 0.5),
+        measured("a", 1, 0.2, 0.4),
+        measured("b", 0, 0.1, 0.2),
+        measured("b", 1, 0.2, 0.5),
+    ]
+    summary = summarise(runs, target=0.5)
+    greedy = summary["variants"]["a"]["held_out"]["greedy"]
+    assert [greedy[when]["value"] for when in ("before", "after", "gain")] == pytest.approx([0.15, 0.45, 0.3])
+    difference = contrast(summary["cells"], "a", "b")["held_out"]["sampled"]
+    assert difference["value"] == pytest.approx((0.3 - 0.1) / 2)
+    assert (difference["wins"], difference["losses"]) == (1, 1)
+
+    bare = summarise([*runs, _run("b", [0.0, 0.1], 10.0, seed=2)], target=0.5)
+    assert bare["variants"]["a"]["held_out"] and bare["variants"]["b"]["held_out"] is None
+    assert contrast(bare["cells"], "a", "b")["held_out"]  # of the two units that both have run
+    assert held_out_of({"before": None, "after": None}) is None
+
+
 STUDY: dict[str, Any] = {
-    "common": {"steps": 3, "prompts": 2, "train_problems": 16},
+    "common": {"steps": 3, "prompts": 2, "train_problems": 16, "eval_problems": 8},
     "checkpoints": {"base": SMALL["model"]},
     "dials": {"four": "chains:steps=4,hard=2", "three": "chains:steps=3,hard=1"},
     "variants": {"grpo": {"method": "grpo"}, "oracle": {"method": "oracle-srpo", "seed_policy": "intact"}},
@@ -148,6 +186,9 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     assert page.count('src="data:image/png;base64,') == 3  # the map, and one question on each of two dials
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "Do resets pay &lt;here&gt;?" in page
+    cell = json.loads((folder / "result.json").read_text())
+    assert result["dials"]["four"]["cells"][3]["held_out"]["sampled"]["after"] == cell["after"]["sampled"]["value"]
+    assert page.count("Held-out accuracy, before and after all steps") == 2
     assert all(command.replace("'", "&#x27;") in page for command in result["commands"])
 
     # resume: what is finished stays, what was interrupted ends as before, what was added is run
