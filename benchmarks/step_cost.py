@@ -39,6 +39,7 @@ from transformers.utils import logging as hf_logging
 from cpi.draws import DrawKey
 from cpi.resets import Cost, ResetSampler
 from llm.config import ConfigError, option, run_command
+from llm.first_errors import Measuring
 from llm.generate import ThoughtSimulator
 from llm.methods import Method
 from llm.objective import Roll
@@ -139,6 +140,7 @@ class Stepper:
             problems=problems,
             on_step=lambda step: None,
             on_log=lambda row: None,
+            measuring=Measuring(),
             model=world.model,
             processing_class=world.tokenizer,
             train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),

@@ -132,6 +132,16 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
+def _how_to_go_on(cls: type) -> str:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if "resume" not in fields:
+        return "run it again from the start"
+    names_its_folder = "output" in fields and fields["output"].default == ""
+    return "run the same command with --resume" + (
+        ", and --output with the run folder named above if you gave none, to go on" if names_its_folder else " to go on"
+    )
+
+
 def run_command(main: Callable[[ConfigT], object], cls: type[ConfigT], prog: str) -> NoReturn:
     """Run a command: user errors are one line and exit status 2, an interrupt is exit status 130."""
     try:
@@ -142,8 +152,6 @@ def run_command(main: Callable[[ConfigT], object], cls: type[ConfigT], prog: str
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        resumable = any(field.name == "resume" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-        again = "run the same command with --resume to go on" if resumable else "run it again from the start"
-        print(f"\n{prog}: interrupted; {again}", file=sys.stderr)
+        print(f"\n{prog}: interrupted; {_how_to_go_on(cls)}", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

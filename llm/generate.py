@@ -112,18 +112,21 @@ class TokenText:
 class ThoughtStop:
     """A response is over when a thought with a complete box is closed, or when a thought or their number is too big.
 
-    opened: the pieces of a thought that the response begins in; they count towards its length.
+    opened: the pieces of a thought that the response begins in; they count towards its length. capped: the row ended
+    for one of the latter reasons.
     """
 
     def __init__(self, thoughts_left: int, max_thought_tokens: int, opened: Sequence[str] = ()) -> None:
         self.watch = ThoughtWatch(opened)
+        self.capped = False
         self._thoughts_left = thoughts_left
         self._max_thought_tokens = max_thought_tokens
 
     def push(self, piece: str) -> bool:
         self.watch.push(piece)
         too_many = len(self.watch.ends) >= self._thoughts_left
-        return self.watch.over or too_many or self.watch.open_tokens >= self._max_thought_tokens
+        self.capped = not self.watch.over and (too_many or self.watch.open_tokens >= self._max_thought_tokens)
+        return self.watch.over or self.capped
 
 
 class NoStop:
@@ -350,10 +353,11 @@ class ThoughtSimulator:
         sampled = self.backend.sample(requests, self.sampling.temperature, self.sampling.top_p)
         texts = [self._decode(p.thought_ids + tuple(s.ids)) for p, s in zip(prefixes, sampled, strict=True)]
         scores = self.task.score([p.problem for p in prefixes], texts) if prefixes else []
-        rows = zip(prefixes, keys, sampled, texts, scores, strict=True)
-        return [self._trace(prefix, key, row, text, score) for prefix, key, row, text, score in rows]
+        finished = [row.over and not stop.capped for row, stop in zip(sampled, stops, strict=True)]
+        rows = zip(prefixes, keys, sampled, texts, scores, finished, strict=True)
+        return [self._trace(*row) for row in rows]
 
-    def _trace(self, prefix: Prefix, key: DrawKey, row: Sampled, text: str, score: Any) -> ThoughtTrace:
+    def _trace(self, prefix: Prefix, key: DrawKey, row: Sampled, text: str, score: Any, finished: bool) -> ThoughtTrace:
         ids = prefix.thought_ids + tuple(row.ids)
         watch = ThoughtWatch(self._pieces(prefix.open_ids + tuple(row.ids)))
         closed = len(prefix.thought_ids) - len(prefix.open_ids)
@@ -371,7 +375,7 @@ class ThoughtSimulator:
             text=text,
             score=score,
             key=key,
-            finished=row.over,
+            finished=finished,
             logprobs=tuple(row.logprobs),
             entropies=tuple(row.entropies),
             start_tokens=len(prefix.open_ids),

@@ -47,10 +47,11 @@ class Answer:
     """A localisation answer as read: status and, where it can be used, the cut k (0-based: keep k thoughts).
 
     usable: "exact" (one box) and "repeated" (several boxes: the last one counts, as the prompt asks for it on the last
-    line). not usable: "missing" (no complete box), "not_a_number" (text, fractions, ranges), "out_of_range".
+    line). not usable: "missing" (no complete box), "not_a_number" (text, fractions, ranges), "out_of_range", "too_long"
+    (the question does not fit the model's context, so it was not asked).
     """
 
-    status: Literal["exact", "repeated", "missing", "not_a_number", "out_of_range"]
+    status: Literal["exact", "repeated", "missing", "not_a_number", "out_of_range", "too_long"]
     k: int | None
 
 
@@ -103,6 +104,7 @@ class SelfLocalizer:
     The answer is sampled at its own temperature from the key of the episode, so it does not depend on the batch. With
     `answers_per_seed` above 1 the row is the share of answers that name each cut; what is missing are unusable ones.
     `counts` holds the parse statuses so far, `asked` the answers of the last call by the key of their episode.
+    `context` is the most tokens of question and answer together; None for no bound.
     """
 
     backend: Backend
@@ -112,6 +114,7 @@ class SelfLocalizer:
     top_p: float = 0.95
     max_tokens: int = 1024
     answers_per_seed: int = 1
+    context: int | None = None
     spent: Cost = field(default_factory=Cost)
     counts: Counter[str] = field(default_factory=Counter)
     asked: dict[DrawKey, list[Asked]] = field(default_factory=dict)
@@ -141,13 +144,14 @@ class SelfLocalizer:
             requests.append(self._request(e, times[e.key]))
             times[e.key] += 1
         sampled = self.backend.sample(requests, self.temperature, self.top_p)
-        self.spent.localisation_calls += len(sampled)
+        self.spent.localisation_calls += sum(r.max_tokens > 0 for r in requests)
         self.spent.localisation_tokens += sum(len(s.ids) for s in sampled)
         return [self._read(*row) for row in zip(episodes, requests, sampled, strict=True)]
 
     def _read(self, episode: ThoughtTrace, request: Request, sampled: Sampled) -> Asked:
         text = "".join(self._text(t) for t in sampled.ids)
-        answer = parse_answer(text, episode.num_decisions)
+        fits = request.max_tokens > 0
+        answer = parse_answer(text, episode.num_decisions) if fits else Answer("too_long", None)
         ids, logprobs = tuple(sampled.ids), tuple(sampled.logprobs)
         return Asked(episode.key, episode.num_decisions, request.ids, ids, answer, logprobs)
 
@@ -155,7 +159,8 @@ class SelfLocalizer:
         prompt = self.prompts.localize(self.tokenizer, episode.problem.question, episode.thoughts)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         key = episode.key.at(phase=Phase.LOCALISE, slot=again << 32 | episode_number(episode))
-        return Request(tuple(ids), key, first_draw=0, max_tokens=self.max_tokens, stop=NoStop())
+        room = self.max_tokens if self.context is None else max(0, min(self.max_tokens, self.context - len(ids)))
+        return Request(tuple(ids), key, first_draw=0, max_tokens=room, stop=NoStop())
 
 
 @dataclass
@@ -178,17 +183,21 @@ class ValueLocalizer:
     V_k > 0, so success has been seen from the prefix kept: on a task where errors cannot be undone the cut is never
     late, and it is early only where the rollouts from a good prefix all failed. If all of them failed there is nothing
     to tell and no reset ("no_success"); other answers count as "success". Each seed of n thoughts costs
-    n * continuations rollouts, which the account holds.
+    n * continuations rollouts, which the account holds. Samplers of different `stream` (0 or 1) draw independently.
     """
 
     simulator: ThoughtSimulator
     continuations: int = 4
+    stream: int = 0
     spent: Cost = field(default_factory=Cost)
     counts: Counter[str] = field(default_factory=Counter)
 
     def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
         found = prefix_values(
-            self.simulator, [(e, k) for e in episodes for k in range(e.num_decisions)], self.continuations
+            self.simulator,
+            [(e, k) for e in episodes for k in range(e.num_decisions)],
+            self.continuations,
+            stream=self.stream,
         )
         self.spent.rollouts += len(found.rollouts)
         self.spent.tokens += found.tokens

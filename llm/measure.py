@@ -16,7 +16,7 @@ from llm.statistics import wilson
 from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
 
-__all__ = ["measure", "share"]
+__all__ = ["counts", "measure", "measured", "share"]
 
 
 def share(successes: int, n: int) -> dict[str, Any] | None:
@@ -24,9 +24,11 @@ def share(successes: int, n: int) -> dict[str, Any] | None:
     return {"count": successes, **asdict(wilson(successes, n))} if n else None
 
 
-def _solve(simulator: ThoughtSimulator, problems: Sequence[Problem], seed: int, slot: int) -> list[ThoughtTrace]:
-    keys = [DrawKey(seed=seed, prompt=i, phase=Phase.EVALUATE, slot=slot) for i in range(len(problems))]
-    return simulator.continue_from([simulator.root(p) for p in problems], keys)
+def _solve(
+    simulator: ThoughtSimulator, problems: Sequence[Problem], numbers: Sequence[int], seed: int, slot: int
+) -> list[ThoughtTrace]:
+    keys = [DrawKey(seed=seed, prompt=i, phase=Phase.EVALUATE, slot=slot) for i in numbers]
+    return simulator.continue_from([simulator.root(problems[i]) for i in numbers], keys)
 
 
 def measure(world: World, problems: Sequence[Problem], seed: int) -> dict[str, Any]:
@@ -36,27 +38,46 @@ def measure(world: World, problems: Sequence[Problem], seed: int) -> dict[str, A
     The localiser is measured where the task knows the true first error: exact (self = true) and clean (self <= true)
     are shares of all localised failures, an unusable answer counts as neither.
     """
-    greedy = _solve(world.at_temperature(0.0), problems, seed, slot=0)
-    sampled = _solve(world.simulator, problems, seed, slot=1)
-    return {
-        "problems": len(problems),
-        "greedy": share(sum(not failed(t) for t in greedy), len(greedy)),
-        "sampled": share(sum(not failed(t) for t in sampled), len(sampled)),
-        "readable": share(sum(t.score.status != "unparsable" for t in sampled), len(sampled)),
-        "tokens": sum(t.generated for t in sampled) / max(len(sampled), 1),
-        "localiser": _localiser(world, [t for t in sampled if failed(t)]),
-    }
+    return measured(counts(world, problems, range(len(problems)), seed))
 
 
-def _localiser(world: World, failures: Sequence[ThoughtTrace]) -> dict[str, Any]:
+def counts(world: World, problems: Sequence[Problem], numbers: Sequence[int], seed: int) -> Counter[str]:
+    """What `measured` reads, of the problems `numbers` alone; the parts of several processes add up to the whole."""
+    greedy = _solve(world.at_temperature(0.0), problems, numbers, seed, slot=0)
+    sampled = _solve(world.simulator, problems, numbers, seed, slot=1)
+    found: Counter[str] = Counter()
+    found["problems"] = len(numbers)
+    found["greedy"] = sum(not failed(t) for t in greedy)
+    found["sampled"] = sum(not failed(t) for t in sampled)
+    found["readable"] = sum(t.score.status != "unparsable" for t in sampled)
+    found["tokens"] = sum(t.generated for t in sampled)
+    return found + _localiser(world, [t for t in sampled if failed(t)])
+
+
+def _localiser(world: World, failures: Sequence[ThoughtTrace]) -> Counter[str]:
     localizer = world.localizers.self_localizer
     assert isinstance(localizer, SelfLocalizer)
     answers = localizer.answers(failures)
     true = [true_first_error(world.task, t) for t in failures]
     known = [(a.k, k) for a, k in zip(answers, true, strict=True) if k is not None]
+    found = Counter(f"status/{a.status}" for a in answers)
+    found["failures"] = len(failures)
+    found["known"] = len(known)
+    found["exact"] = sum(a == k for a, k in known)
+    found["clean"] = sum(a is not None and a <= k for a, k in known)
+    return found
+
+
+def measured(found: Counter[str]) -> dict[str, Any]:
+    """Shares with intervals from the `counts` of all problems."""
+    n = found["problems"]
     return {
-        "failures": len(failures),
-        "statuses": dict(Counter(a.status for a in answers)),
-        "exact": share(sum(a == k for a, k in known), len(known)),
-        "clean": share(sum(a is not None and a <= k for a, k in known), len(known)),
+        "problems": n,
+        **{name: share(found[name], n) for name in ("greedy", "sampled", "readable")},
+        "tokens": found["tokens"] / max(n, 1),
+        "localiser": {
+            "failures": found["failures"],
+            "statuses": {name.removeprefix("status/"): c for name, c in found.items() if name.startswith("status/")},
+            **{name: share(found[name], found["known"]) for name in ("exact", "clean")},
+        },
     }

@@ -4,10 +4,11 @@ Sums come first and ratios last, so a run on two processes reports what a run on
 measured on the fresh rollouts of the current policy (`Rollouts.fresh`), not on the base groups, whose mean the paper's
 seed policy biases upwards.
 
-kappa, rho and p place the localiser on the imperfect-oracle curve (docs/theory.md), where the task knows the first
-error. There the improvable set G of a failed response holds one of its states: the prefix just before its first wrong
-thought, the state whose decision it was that lost. This is what the oracle localiser accepts, and a lower bound on the
-paper's G, which also holds states whose decision went well by chance.
+kappa, rho and p place the localiser on the imperfect-oracle curve (docs/theory.md), where the first error is known: to
+the task, or of some seeds by Monte Carlo values (`llm.first_errors`). There the improvable set G of a failed response
+holds one of its states: the prefix just before its first wrong thought, the state whose decision it was that lost. This
+is what the oracle localiser accepts, and a lower bound on the paper's G, which also holds states whose decision went
+well by chance.
 
     p      coverage: states in G / states, along the failed fresh rollouts of the step (those a seed is drawn from);
            in every run, also where nothing is localised
@@ -31,15 +32,17 @@ from numpy.typing import NDArray
 
 from cpi.groups import Localisation, Rollouts, failed
 from llm import token_signal
-from llm.localize import true_first_error
-from llm.tasks.base import Task
+from llm.first_errors import FirstErrors
 from llm.thoughts import ThoughtTrace
 
 __all__ = ["merge", "step_metrics", "step_sums"]
 
 
 def step_sums(
-    rollouts: Rollouts[ThoughtTrace], advantages: Sequence[NDArray[np.float64]], task: Task, answers: Mapping[str, int]
+    rollouts: Rollouts[ThoughtTrace],
+    advantages: Sequence[NDArray[np.float64]],
+    first_errors: FirstErrors,
+    answers: Mapping[str, int],
 ) -> dict[str, float]:
     """Sums over the prompts of one process. `answers` counts the localiser's parse statuses of this step.
 
@@ -66,18 +69,22 @@ def step_sums(
         "kl": 0.0,
         "tied": 0.0,
         **token_signal.step_sums(rollouts.groups, advantages),
-        **_localisation_sums(rollouts.localisations, task),
-        **_coverage_sums([t for t in fresh if failed(t)], task),
+        "oracle_rollouts": float(first_errors.rollouts),
+        "oracle_tokens": float(first_errors.tokens),
+        **_localisation_sums(rollouts.localisations, first_errors),
+        **_coverage_sums([t for t in fresh if failed(t)], first_errors),
     }
 
 
-def _localisation_sums(localisations: Sequence[Localisation[ThoughtTrace]], task: Task) -> dict[str, float]:
+def _localisation_sums(
+    localisations: Sequence[Localisation[ThoughtTrace]], first_errors: FirstErrors
+) -> dict[str, float]:
     names = ("cuts", "cut_sum", "known", "exact", "clean", "deviation", "seeds_known", "accepted_G", "accepted")
     sums = dict.fromkeys(names, 0.0)
     for loc in localisations:
         sums["cuts"] += loc.k >= 0
         sums["cut_sum"] += max(loc.k, 0)
-        true = true_first_error(task, loc.seed)
+        true = first_errors(loc.seed)
         if true is None:
             continue
         g_K = loc.row_K / max(float(loc.row_K.max(initial=0.0)), np.finfo(float).tiny)
@@ -92,8 +99,8 @@ def _localisation_sums(localisations: Sequence[Localisation[ThoughtTrace]], task
     return sums
 
 
-def _coverage_sums(failures: Sequence[ThoughtTrace], task: Task) -> dict[str, float]:
-    known = [t for t in failures if true_first_error(task, t) is not None]
+def _coverage_sums(failures: Sequence[ThoughtTrace], first_errors: FirstErrors) -> dict[str, float]:
+    known = [t for t in failures if first_errors(t) is not None]
     return {"states_G": float(len(known)), "states": float(sum(t.num_decisions for t in known))}
 
 
@@ -143,6 +150,8 @@ _COUNTS = (
     "localiser_rollouts",
     "localiser_tokens",
     "oracle_queries",
+    "oracle_rollouts",
+    "oracle_tokens",
     "no_failure",
     "no_cut",
     "went_back",

@@ -2,7 +2,7 @@
 
 config.yaml        the full config                      metrics.jsonl   one row a step, free of timings
 versions.json      library versions, device, threads    timing.jsonl    seconds and tokens a step
-before.json        measurement before training          rollouts.jsonl  a sample of rollouts a step
+before.json        measurement before training          rollouts.jsonl  a sample of rollouts a step (also .txt)
 checkpoints/       `checkpoint-N`, resumable            model/          the trained model or adapter
 result.json        before, after, budget                figure.png      learning curve
 """
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ def versions() -> dict[str, Any]:
 
 
 def default_folder(stem: str) -> Path:
-    """``runs/STEM-NNN`` with the first free number."""
+    """``runs/STEM-NNN`` with the first free number; printed, for who interrupts the run must know where to go on."""
     numbers = (Path("runs") / f"{stem}-{i:03d}" for i in range(1, 10_000))
-    return next(folder for folder in numbers if not folder.exists())
+    folder = next(folder for folder in numbers if not folder.exists())
+    print(f"run folder: {folder}", file=sys.stderr)
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,11 @@ class RunFolder:
         os.replace(temporary, self.file(name))
 
     def append(self, name: str, row: dict[str, Any]) -> None:
+        self.append_text(name, json.dumps(row) + "\n")
+
+    def append_text(self, name: str, text: str) -> None:
         with self.file(name).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+            stream.write(text)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a JSONL file; a last line cut off by a kill is dropped."""
@@ -110,7 +116,8 @@ def open_run(config: Any, folder: Path, resume: bool) -> RunFolder:
         raise ConfigError(f"{folder} exists; give another --output, or --resume to go on with that run")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        (folder / "config.yaml.part").write_text(to_yaml(config), encoding="utf-8")
+        os.replace(folder / "config.yaml.part", folder / "config.yaml")
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}; give another --output") from error
     return RunFolder(folder)
@@ -124,7 +131,9 @@ def _check_same(config: Any, folder: Path) -> None:
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{folder} holds no run to resume; leave --resume out to start one") from error
+        raise ConfigError(
+            f"{folder} holds no run to resume; give another --output and leave --resume out to start one"
+        ) from error
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for name, value in dataclasses.asdict(config).items():
         before = saved.get(name, defaults[name])

@@ -111,10 +111,21 @@ def build_world(
     )
     simulator = ThoughtSimulator(backend, tokenizer, task, prompts, sampling)
     self_localizer = SelfLocalizer(
-        backend, tokenizer, prompts, temperature=localize_temperature, max_tokens=localize_tokens
+        backend,
+        tokenizer,
+        prompts,
+        temperature=localize_temperature,
+        max_tokens=localize_tokens,
+        context=_context(model),
     )
     localizers = Localizers(self_localizer, OracleLocalizer(task), simulator)
     return World(model, tokenizer, task, prompts, backend, simulator, localizers)
+
+
+def _context(model: Any) -> int | None:
+    """The most tokens of prompt and response together; None where the model's config names no bound."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
 
 
 def check_lengths(
@@ -130,7 +141,7 @@ def check_lengths(
             f"the longest prompt has {longest} tokens, more than {max_prompt_tokens}: raise --max-prompt-tokens or use "
             "shorter questions"
         )
-    context = getattr(world.model.config.get_text_config(), "max_position_embeddings", None)
+    context = _context(world.model)
     if context is None:
         return
     response_tokens = world.simulator.sampling.max_tokens

@@ -8,6 +8,7 @@ marks, so that they can be searched and stored.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from llm.runs import RunFolder
 from llm.tasks.base import Task
 from llm.thoughts import ThoughtTrace
 
-__all__ = ["ShowConfig", "main", "rollout_rows", "step_tree"]
+__all__ = ["ShowConfig", "main", "rollout_rows", "step_text", "step_tree"]
 
 WRONG, RESET = "✗ ", "⟲ reset "
 _PLAIN_WIDTH = 120
@@ -128,6 +129,13 @@ def step_tree(rows: Sequence[dict[str, Any]], width: int = _PLAIN_WIDTH) -> Tree
         for row in group:
             _rollout(branch, row, width)
     return tree
+
+
+def step_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The tree of one step as plain text, with the same marks."""
+    stream = io.StringIO()
+    Console(file=stream, width=_PLAIN_WIDTH, force_terminal=False).print(step_tree(rows))
+    return stream.getvalue()
 
 
 def _group_title(kind: str, group: Sequence[dict[str, Any]]) -> Text:

@@ -5,35 +5,44 @@ from __future__ import annotations
 import math
 import os
 import resource
+import shutil
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as hf_logging
 from trl import GRPOConfig
 
 from llm.config import ConfigError, option, run_command
+from llm.first_errors import Measuring
 from llm.generate import Sampling
-from llm.measure import measure
+from llm.measure import counts, measured
 from llm.methods import MethodConfig, build_method
 from llm.objective import TrainingMethod
 from llm.plan import make_plan
 from llm.plots import training_figure
 from llm.runs import RunFolder, default_folder, open_run, versions
 from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model, resolve_model
-from llm.show import rollout_rows
+from llm.show import rollout_rows, step_text
 from llm.tasks import load_task
 from llm.tasks.base import Problem, Task
-from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, schedule
+from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, schedule, was_complete
 from llm.vllm_backend import BackendConfig, check_backend, connecting, describe, trl_settings
 
 __all__ = ["TrainConfig", "main"]
@@ -48,7 +57,13 @@ _BUDGET = (
     "localiser_rollouts",
     "localiser_tokens",
     "oracle_queries",
+    "oracle_rollouts",
+    "oracle_tokens",
 )
+
+
+_PATIENCE = 24 * 3600
+"""Seconds that processes wait for each other: sampling thousands of tokens a rollout, they are never quite in step."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,14 @@ class TrainConfig(BackendConfig, MethodConfig):
     vllm_correction: bool = option(True, "Correct for vLLM's probabilities being a little off, by TRL's token ratios.")
     threads: int = option(0, "Torch threads; 0 for one per core, but a single one where the machine is busy.")
     save_every: int = option(10, "Steps between checkpoints.")
-    sample_every: int = option(5, "Steps between samples of rollouts in rollouts.jsonl.")
+    sample_every: int = option(1, "Steps between samples of rollouts in rollouts.jsonl and rollouts.txt.")
+    oracle_every: int = option(
+        10,
+        "Where the task does not know first errors: steps between measurements of the localiser against Monte Carlo "
+        "values; 0 for none.",
+    )
+    oracle_seeds: int = option(4, "Seeds of such a measurement, on each process.")
+    oracle_continuations: int = option(4, "Continuations from each thought of such a seed.")
     report_to: str = option("none", "Logger of transformers, beside metrics.jsonl: tensorboard, wandb, ...; or none.")
     output: str = option("", "Run folder; by default runs/METHOD-TASK-sSEED-NNN.")
     resume: bool = option(False, "Go on with the run in --output from its last whole checkpoint.")
@@ -119,12 +141,14 @@ def _check(config: TrainConfig) -> None:
         "save_every",
         "sample_every",
         "lora_rank",
+        "oracle_seeds",
+        "oracle_continuations",
     )
     for name in positive:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     not_negative = ("seed", "eval_problems", "threads", "clip", "grad_clip", "weight_decay", "lora_alpha")
-    for name in (*not_negative, "localize_temperature"):
+    for name in (*not_negative, "localize_temperature", "oracle_every"):
         if not getattr(config, name) >= 0:
             raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
     if not config.temperature > 0:
@@ -162,15 +186,20 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig:
-    """`updates` optimiser steps per batch of rollouts; rows of a prompt stay on one process."""
+def _rows_of_an_update(config: TrainConfig, total: int) -> int:
+    """Rows of an optimiser update on each process, `total` rows a prompt. Raises ConfigError if they do not divide."""
     parts = _processes() * config.updates
     if config.prompts % _processes() or config.prompts * total % parts:
         raise ConfigError(
             f"prompts must be a multiple of the {_processes()} processes, and their {config.prompts * total} rollouts "
             f"of {config.updates} updates on each"
         )
-    local = config.prompts * total // parts
+    return config.prompts * total // parts
+
+
+def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig:
+    """`updates` optimiser steps per batch of rollouts; rows of a prompt stay on one process."""
+    local = _rows_of_an_update(config, total)
     micro = next(m for m in range(min(config.micro_rows, local), 0, -1) if local % m == 0)
     return GRPOConfig(
         output_dir=str(run.checkpoints),
@@ -203,6 +232,7 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
         bf16=False,
         gradient_checkpointing=config.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
+        ddp_timeout=_PATIENCE,
         ddp_backend="gloo" if _processes() > 1 and not torch.cuda.is_available() else None,
         **trl_settings(config),
     )
@@ -233,8 +263,10 @@ class _Reporter:
     def on_step(self, step: Step) -> None:
         if not _is_main() or step.number % self.config.sample_every:
             return
-        for row in rollout_rows(step.number, step.rollouts, step.advantages, self.task):
+        rows = rollout_rows(step.number, step.rollouts, step.advantages, self.task)
+        for row in rows:
             self.run.append("rollouts.jsonl", row)
+        self.run.append_text("rollouts.txt", step_text(rows))
 
     def on_log(self, row: dict[str, Any]) -> None:
         now = time.perf_counter()
@@ -242,10 +274,20 @@ class _Reporter:
         tokens = row["tokens"] + row["localisation_tokens"] + row["localiser_tokens"]
         self.run.append("metrics.jsonl", row)
         self.run.append("timing.jsonl", {"step": row["step"], "seconds": seconds, "tokens": tokens})
-        shown = {"accuracy": row["accuracy"], "suffix": row["reset_reward"], "exact": row["localiser_exact"]}
-        shown = {name: f"{value:.2f}" for name, value in shown.items() if value is not None}
-        self.bar.set_postfix({**shown, "tok/s": f"{tokens / seconds:.0f}"}, refresh=False)
+        self.bar.set_postfix({**_shown(row), "tok/s": f"{tokens / seconds:.0f}"}, refresh=False)
         self.bar.update()
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """What the progress bar says of a step: rewards of fresh rollouts and of suffixes, and where the cuts were."""
+    names = {
+        "reward": "reward",
+        "accuracy": "accuracy",
+        "suffix": "reset_reward",
+        "exact": "localiser_exact",
+        "clean": "localiser_clean",
+    }
+    return {name: f"{row[key]:.2f}" for name, key in names.items() if row[key] is not None}
 
 
 def _world(config: TrainConfig, task: Task, model: str) -> World:
@@ -270,43 +312,82 @@ def _build(config: TrainConfig) -> tuple[World, TrainingMethod, list[Problem], l
     held_out = task.problems("eval", config.eval_problems, config.seed) if config.eval_problems else []
     world = _world(config, task, config.model)
     method = build_method(config, world.localizers)
+    _check_oracle(config, task)
     check_lengths(world, [*problems, *held_out], config.max_prompt_tokens, method.remark)
     return world, method, problems, held_out
 
 
+def _check_oracle(config: TrainConfig, task: Task) -> None:
+    asks = config.method == "oracle-srpo" or config.localizer in ("oracle", "noisy")
+    if asks and not task.knows_first_error:
+        what = config.method if config.method == "oracle-srpo" else f"localizer {config.localizer}"
+        raise ConfigError(
+            f"task {task.name} does not know first errors, which {what} asks for; --method srpo --localizer value "
+            "estimates them"
+        )
+
+
 def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
-    """The checkpoint to go on from; unfinished and corrupt ones are named and passed over."""
+    """The checkpoint to go on from, None for the start; unfinished and corrupt ones are named and passed over.
+
+    A run that was killed in its first checkpoint has nothing to lose and starts over; where checkpoints that were whole
+    are corrupt it is for the user to say so.
+    """
     if not resume:
         return None
     whole, broken = complete_checkpoints(run.checkpoints)
-    for folder in broken:
+    for folder in broken if _is_main() else []:
         print(f"{folder.name} is unfinished or corrupt and is passed over", file=sys.stderr)
-    if broken and not whole:
-        raise RunError(f"no checkpoint in {run.checkpoints} is whole; start the run anew in another --output")
-    return whole[0] if whole else None
+    if whole:
+        return whole[0]
+    if any(was_complete(folder) for folder in broken):
+        raise RunError(f"every checkpoint in {run.checkpoints} is corrupt; start the run anew in another --output")
+    if _is_main():
+        print("there is no whole checkpoint yet: the run starts over at step 0", file=sys.stderr)
+    return None
 
 
-def _train(trainer: ResetTrainer, checkpoint: Path | None, run: RunFolder) -> None:
+@contextmanager
+def _writing(run: RunFolder) -> Iterator[None]:
+    """Turns a full disk into one line."""
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
         raise RunError(
-            f"cannot write to {run.path}: {error.strerror}; free space, then go on with --resume from the last "
-            "whole checkpoint"
+            f"cannot write to {run.path}: {reason}; free space, then go on with --resume from the last whole checkpoint"
         ) from error
 
 
-def _measure(trainer: ResetTrainer, world: World, held_out: list[Problem], seed: int) -> dict[str, Any] | None:
-    """The model as it is now, measured by the main process while the others wait."""
+def _measure(trainer: ResetTrainer, world: World, held_out: list[Problem], seed: int) -> dict[str, Any]:
+    """The model as it is now; each process measures its share of the problems."""
+    mine = range(trainer.accelerator.process_index, len(held_out), trainer.accelerator.num_processes)
     with trainer.sampling():
-        return measure(world, held_out, seed) if _is_main() else None
+        parts = gather_object([counts(world, held_out, mine, seed)])
+    return measured(sum(parts, start=Counter()))
+
+
+def _save_model(trainer: ResetTrainer, tokenizer: PreTrainedTokenizerBase, run: RunFolder) -> None:
+    """Written whole or not at all, like the other files of a run."""
+    unfinished, model = run.file("model.part"), run.file("model")
+    if _is_main():
+        shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(unfinished))
+    trainer.accelerator.wait_for_everyone()
+    if _is_main():
+        tokenizer.save_pretrained(unfinished)
+        shutil.rmtree(model, ignore_errors=True)
+        os.replace(unfinished, model)
 
 
 def _dry_run(config: TrainConfig) -> dict[str, Any]:
     """The plan of a run from configs alone: no weights of its model are loaded, no data fetched, nothing written."""
     task = load_task(config.task)
-    method = build_method(config, _world(config, task, "tiny").localizers)
+    _check_oracle(config, task)
+    method = build_method(config, _world(replace(config, prompt_style="bare"), task, "tiny").localizers)
     rows = method.rows_per_prompt
+    _rows_of_an_update(config, rows)
     model = resolve_model(config.model)
     plan = make_plan(config, model, rows, config.max_prompt_tokens, _processes(), method.needs_reference)
     print(f"method      {config.method} on {task.name}: {config.steps} steps, {config.prompts} prompts x {rows} rows")
@@ -317,6 +398,8 @@ def _dry_run(config: TrainConfig) -> dict[str, Any]:
     if config.backend == "vllm":
         print(f"sampling    {describe(config)}")
     print("\n".join(plan.lines()))
+    if config.localize_tokens and config.method == "srpo" and config.localizer in ("self", "trained"):
+        print(f"            and of at most {config.localize_tokens} tokens for each localisation answer")
     return asdict(plan)
 
 
@@ -339,8 +422,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
     before = run.read_json("before.json")
     if _is_main():
-        run.keep_steps(first_step)
-        run.write_json("versions.json", versions())
+        with _writing(run):
+            _go_back(run, first_step)
     reporter = _Reporter(config, run, first_step, world.task)
     args = _trainer_args(config, method.rows_per_prompt, run)
     with connecting(config):
@@ -351,6 +434,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
             problems=problems,
             on_step=reporter.on_step,
             on_log=reporter.on_log,
+            measuring=Measuring(config.oracle_every, config.oracle_seeds, config.oracle_continuations),
             model=world.model,
             processing_class=world.tokenizer,
             train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
@@ -360,24 +444,42 @@ def main(config: TrainConfig) -> dict[str, Any]:
     trainer.accelerator.wait_for_everyone()  # all have looked for before.json
     if before is None and held_out:
         before = _measure(trainer, world, held_out, config.seed)
-        if _is_main():
-            run.write_json("before.json", before)
+        with _writing(run):
+            if _is_main():
+                run.write_json("before.json", before)
     reporter.start()
-    _train(trainer, checkpoint, run)
-    reporter.bar.close()
-    trainer.save_model(str(run.file("model")))
+    with _writing(run):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        reporter.bar.close()
+        trainer.check_weights()
+        _save_model(trainer, world.tokenizer, run)
     after = _measure(trainer, world, held_out, config.seed) if held_out else None
+    memory = gather_object([_peak_memory()])
     if not trainer.accelerator.is_main_process:
         return {}
-    world.tokenizer.save_pretrained(run.file("model"))
-    result = _result(config, run, before, after)
-    run.write_json("result.json", result)
-    training_figure(run.rows("metrics.jsonl"), result, run.file("figure.png"))
+    result = _result(config, run, before, after, {name: max(m[name] for m in memory) for name in memory[0]})
+    with _writing(run):
+        run.write_json("result.json", result)
+        training_figure(run.rows("metrics.jsonl"), result, run.file("figure.png"))
     _print_result(result, run)
     return result
 
 
-def _result(config: TrainConfig, run: RunFolder, before: Any, after: Any) -> dict[str, Any]:
+def _go_back(run: RunFolder, step: int) -> None:
+    """A resumed run does steps >= `step` again; a fresh one has nothing to drop."""
+    run.keep_steps(step)
+    sampled = groupby(run.rows("rollouts.jsonl"), key=lambda row: row["step"])
+    run.file("rollouts.txt").write_text("".join(step_text(list(rows)) for _, rows in sampled), encoding="utf-8")
+    run.write_json("versions.json", versions())
+
+
+def _peak_memory() -> dict[str, int]:
+    """MiB of this process at most, in memory and on its GPU (0 without one; a vLLM engine's is not torch's)."""
+    gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
+    return {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "peak_gpu_memory_mib": gpu}
+
+
+def _result(config: TrainConfig, run: RunFolder, before: Any, after: Any, memory: dict[str, int]) -> dict[str, Any]:
     rows = run.rows("metrics.jsonl")
     return {
         "method": config.method,
@@ -389,7 +491,7 @@ def _result(config: TrainConfig, run: RunFolder, before: Any, after: Any) -> dic
         "after": after,
         "budget": {name: sum(row[name] for row in rows) for name in _BUDGET},
         "seconds": sum(row["seconds"] for row in run.rows("timing.jsonl")),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **memory,
         "versions": versions(),
     }
 

@@ -58,6 +58,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cpi.draws import DrawKey
 from cpi.groups import Rollouts
+from llm.first_errors import FirstErrors, Measuring
 from llm.generate import ThoughtSimulator, TransformersBackend, evaluating
 from llm.metrics import merge, step_metrics, step_sums
 from llm.objective import Roll, Row, TrainingMethod
@@ -65,7 +66,7 @@ from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
 from llm.vllm_backend import VLLMBackend, engine_of
 
-__all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "kl_to_go", "schedule"]
+__all__ = ["ResetTrainer", "RunError", "Step", "complete_checkpoints", "kl_to_go", "schedule", "was_complete"]
 
 _COMPLETE = "complete.json"
 
@@ -99,7 +100,8 @@ class ResetTrainer(GRPOTrainer):
     """TRL's trainer with Algorithm 2's rollouts and advantages; see the module's docstring for the deviations.
 
     on_step is called on every process after the rollouts of a step, on_log on the main process with the step's
-    metrics; both are for reporting and change nothing.
+    metrics; both are for reporting and change nothing. measuring says when first wrong thoughts that the task does not
+    know are looked for, for the metrics.
     """
 
     _last_loaded_step: int  # TRL's: the step whose weights vLLM holds
@@ -115,13 +117,15 @@ class ResetTrainer(GRPOTrainer):
         args: GRPOConfig,
         on_step: Callable[[Step], None],
         on_log: Callable[[dict[str, float | None]], None],
+        measuring: Measuring,
         **kwargs: Any,
     ) -> None:
         self.simulator, self.backend, self.method, self.problems = simulator, backend, method, problems
-        self.on_step, self.on_log = on_step, on_log
+        self.on_step, self.on_log, self.measuring = on_step, on_log, measuring
         self._reset_inputs: list[dict[str, Any]] = []
         self._reset_metrics: dict[str, float | None] = {}
         self._reset_roll: Roll
+        self._reset_first_errors: FirstErrors
         keep = method.needs_reference and kwargs.get("peft_config") is None
         self._reset_reference = copy.deepcopy(kwargs["model"]).requires_grad_(False).eval() if keep else None
         super().__init__(reward_funcs=_no_reward, args=args, rollout_func=self._roll_out, **kwargs)
@@ -163,7 +167,7 @@ class ResetTrainer(GRPOTrainer):
         log_ratio = self._log_ratio(outputs)
         advantages = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
         outputs["advantages"] = advantages - self._row_weights("kl") * kl_to_go(log_ratio)
-        sums = step_sums(roll.rollouts, roll.advantages, self.simulator.task, roll.answers)
+        sums = step_sums(roll.rollouts, roll.advantages, self._reset_first_errors, roll.answers)
         sums["kl"], sums["tied"] = float(log_ratio.sum()), float(sum(row.kl > 0 for row in roll.rows))
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
         if mismatch := self._metrics["train"].get("sampling/sampling_logp_difference/mean"):
@@ -225,10 +229,12 @@ class ResetTrainer(GRPOTrainer):
         inputs = self._reset_inputs[:: self.num_generations]
         keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in inputs]
         roots = [self.simulator.root(self.problems[int(r["index"])]) for r in inputs]
+        step = int(inputs[0]["step"])
         with self.sampling():
             roll = self.method.roll(self.simulator, roots, keys)
+            self._reset_first_errors = self.measuring(self.simulator, roll.rollouts, step)
         self._reset_roll = roll
-        self._reset_step = Step(int(inputs[0]["step"]), roll.rollouts, roll.advantages)
+        self._reset_step = Step(step, roll.rollouts, roll.advantages)
         return {
             "prompt_ids": [list(row.prompt_ids) for row in roll.rows],
             "completion_ids": [list(row.completion_ids) for row in roll.rows],
@@ -262,11 +268,20 @@ class ResetTrainer(GRPOTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss became {float(loss)} at step {self.state.global_step}; the last checkpoint is kept: "
-                "lower --learning-rate, or resume in float32"
-            )
+            raise RunError(f"the loss became {float(loss)} {self._advice()}")
         return loss
+
+    def check_weights(self) -> None:
+        """Raise RunError where a trained weight is not finite, on every process: such weights are never saved."""
+        finite = all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad)
+        if not all(gather_object([finite])):
+            raise RunError(f"the weights became infinite or not a number {self._advice()}")
+
+    def _advice(self) -> str:
+        return (
+            f"at step {self.state.global_step}; the last good checkpoint is kept in {self.args.output_dir}: start a "
+            "new run with a lower --learning-rate, or in float32"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Our metrics in place of TRL's, which describe groups that it did not form."""
@@ -289,6 +304,7 @@ class ResetTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint counts only once its last file is written: then its file sizes and hashes are put beside it."""
+        self.check_weights()
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # each writer of a full disk complains in its own way
@@ -376,8 +392,13 @@ def _digest(file: Path) -> str:
 def complete_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
     """Checkpoints of a run, newest first: those that are whole, and those that are unfinished or corrupt."""
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda f: -int(f.name.rsplit("-", 1)[1]))
-    whole = [f for f in found if (f / _COMPLETE).is_file() and _is_whole(f)]
+    whole = [f for f in found if was_complete(f) and _is_whole(f)]
     return whole, [f for f in found if f not in whole]
+
+
+def was_complete(folder: Path) -> bool:
+    """Whether the checkpoint was once written to its end: if it is not whole now, it is corrupt and not unfinished."""
+    return (folder / _COMPLETE).is_file()
 
 
 def _is_whole(folder: Path) -> bool:

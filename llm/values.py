@@ -40,10 +40,11 @@ def prefix_values(
     states: Sequence[tuple[ThoughtTrace, int]],
     continuations: int,
     cut: Callable[[ThoughtTrace, int], Prefix] = ThoughtTrace.prefix,
+    stream: int = 0,
 ) -> PrefixValues:
     """V(first k thoughts of episode) for each (episode, k): the mean of `continuations` rollouts, all in one batch.
 
-    With ``cut=ThoughtTrace.token_prefix`` k counts tokens.
+    With ``cut=ThoughtTrace.token_prefix`` k counts tokens. Estimates of different streams (0 or 1) are independent.
 
     Equal prefixes of one prompt are one state: they share their continuations, and so their value.
     """
@@ -56,7 +57,8 @@ def prefix_values(
         if identity not in first:
             first[identity] = len(first)
             prefixes += [prefix] * continuations
-            slots = [episode_number(episode) << 32 | (k * continuations + j) for j in range(continuations)]
+            first_slot = episode_number(episode) << 32 | stream << 31 | k * continuations
+            slots = [first_slot + j for j in range(continuations)]
             keys += [episode.key.at(phase=Phase.VALUE, slot=slot) for slot in slots]
         state_of.append(first[identity])
     rollouts = simulator.continue_from(prefixes, keys)

@@ -147,6 +147,10 @@ class TreeTask:
         want = "".join(f"{y}</thought>" for y in self.right)
         return [Score(1.0, "correct") if r.replace(" ", "") == want else Score(0.0, "wrong") for r in responses]
 
+    @property
+    def knows_first_error(self) -> bool:
+        return True
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         wrong = [k for k, (t, y) in enumerate(zip(thoughts, self.right, strict=False)) if t.strip() != str(y)]
         return wrong[0] if wrong else None

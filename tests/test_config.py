@@ -101,7 +101,17 @@ class Resumable:
     resume: bool = option(False, "Go on.")
 
 
-@pytest.mark.parametrize(("cls", "advice"), [(Example, "run it again"), (Resumable, "with --resume to go on")])
+@dataclass(frozen=True)
+class Placed(Resumable):
+    """An example that finds itself a folder."""
+
+    output: str = option("", "Folder.")
+
+
+@pytest.mark.parametrize(
+    ("cls", "advice"),
+    [(Example, "run it again"), (Resumable, "with --resume to go on"), (Placed, "--output with the run folder named")],
+)
 def test_an_interrupt_says_how_to_go_on_and_exits_with_130(cls, advice, monkeypatch, capsys):
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt

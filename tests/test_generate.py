@@ -1,4 +1,4 @@
-"""The nucleus from the most probable tokens alone is the nucleus of the whole vocabulary."""
+"""The nucleus from the most probable tokens alone is the nucleus of the whole vocabulary; caps of a response."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from cpi.draws import inverse_cdf
-from llm.generate import _CANDIDATES, _inverse_cdf, _nucleus
+from cpi.draws import DrawKey, inverse_cdf
+from llm.generate import _CANDIDATES, Sampling, _inverse_cdf, _nucleus
+from llm.setup import build_world, load_model
+from llm.tasks import load_task
 
 
 def _logp(V: int, scale: float) -> torch.Tensor:
@@ -55,3 +57,17 @@ def test_without_a_nucleus_every_token_may_be_drawn():
     probs, ids = _nucleus(logp, 1.0, torch.float64)
     assert ids.tolist() == [list(range(600))] * 8
     torch.testing.assert_close(probs, logp.to(torch.float64).exp())
+
+
+@pytest.mark.parametrize(
+    ("cap", "finished"),
+    [({}, True), ({"max_thoughts": 2}, False), ({"max_thought_tokens": 3}, False), ({"max_tokens": 5}, False)],
+)
+def test_a_response_is_finished_if_it_ended_by_itself_and_not_at_a_cap(cap, finished):
+    task = load_task("chains:steps=4,hard=0")
+    sampling = Sampling(**({"temperature": 0.0, "max_tokens": 96} | cap))
+    simulator = build_world(*load_model("tiny", "float32"), task, sampling, 8, 0.3, 8).simulator
+    problems = task.problems("eval", 4, 0)
+    keys = [DrawKey(seed=0, prompt=i) for i in range(4)]
+    traces = simulator.continue_from([simulator.root(p) for p in problems], keys)
+    assert [t.finished for t in traces] == [finished] * 4

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import actions_of, tree_simulator
+from scripted import TreeTask, actions_of, tree_simulator
 
 from cpi.draws import DrawKey
 from cpi.groups import Localisation, Phase, Plan, Rollouts, Split, collect
 from cpi.resets import Cost, UniformWithinEpisode
+from llm.first_errors import FirstErrors, Measuring
 from llm.generate import Sampled
 from llm.localize import Earlier, EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer, parse_answer
 from llm.metrics import step_metrics, step_sums
@@ -125,6 +127,18 @@ def test_unusable_answers_are_no_reset_and_are_counted_by_kind():
     assert localizer.spent.localisation_tokens == 5
 
 
+def test_a_question_that_does_not_fit_the_context_is_not_asked_and_a_tight_one_is_answered_in_less():
+    localizer, backend = _self_localizer(r"\boxed{1}")
+    tight = replace(localizer, context=10)  # the question has 3 tokens
+    assert tight.cut_probs([_trace([1, 1])])[0].tolist() == [1, 0]
+    assert backend.requests[-1].max_tokens == 7
+    full = replace(localizer, context=3, counts=Counter(), spent=Cost())
+    assert full.cut_probs([_trace([1, 1])])[0].tolist() == [0, 0]
+    assert backend.requests[-1].max_tokens == 0
+    assert full.counts == Counter(too_long=1)
+    assert full.spent.localisation_calls == 0
+
+
 def test_every_episode_of_a_prompt_is_localised_from_a_draw_of_its_own():
     localizer, backend = _self_localizer(r"\boxed{1}")
     base = [_trace([1, 1], slot=i) for i in range(4)]
@@ -201,6 +215,45 @@ def test_the_account_holds_the_value_localisers_rollouts():
     assert account.localiser_tokens == 2 * 6 * (8 - account.no_failure)
 
 
+class _Silent(TreeTask):
+    """The tree, by a task that does not say where its responses go wrong."""
+
+    knows_first_error = False
+
+    def first_error(self, problem, thoughts):
+        return None
+
+
+def test_first_errors_by_value_are_those_that_a_silent_task_keeps_to_itself():
+    simulator, _ = _rollouts(1)
+    root = simulator.root(simulator.task.problems("train", 1, 0)[0])
+    keys = [DrawKey(seed=6, prompt=i) for i in range(8)]
+    rollouts = collect(simulator, [root] * 8, keys, Plan(Split((4,), (4,)), UniformWithinEpisode()))
+    silent = replace(simulator, task=_Silent(simulator.task.right))
+    seeds = [loc.seed for loc in rollouts.localisations]
+    assert len(seeds) > 3
+
+    found = Measuring(every=2, seeds=3, continuations=64)(silent, rollouts, step=4)
+    assert [found(s) for s in seeds[:3]] == [simulator.task.first_error(s.problem, s.thoughts) for s in seeds[:3]]
+    assert [found(s) for s in seeds[3:]] == [None] * (len(seeds) - 3)
+    assert found.rollouts == 3 * 3 * 64
+    metrics = step_metrics(step_sums(_with(rollouts, rollouts.localisations, seeds), [], found, {}))
+    assert metrics["kappa"] == 1.0 and metrics["localiser_exact"] is not None
+    assert metrics["oracle_rollouts"] == 3 * 3 * 64
+
+    assert Measuring(every=2)(silent, rollouts, step=3).rollouts == 0
+    assert Measuring(every=0)(silent, rollouts, step=4).rollouts == 0
+    told = Measuring(every=2)(simulator, rollouts, step=4)  # a task that knows is asked about all of them
+    assert told.rollouts == 0 and None not in [told(s) for s in seeds]
+
+
+def test_streams_of_values_share_no_draw():
+    simulator, traces = _rollouts(4)
+    states = [(t, k) for t in traces for k in range(t.num_decisions)]
+    keys = [{r.key for r in prefix_values(simulator, states, 4, stream=stream).rollouts} for stream in (0, 1)]
+    assert keys[0] and not keys[0] & keys[1]
+
+
 class _Knows:
     """A task whose responses all go wrong at the thought that the problem's uid names."""
 
@@ -210,7 +263,7 @@ class _Knows:
 
 def _metrics(localisations, failures):
     rollouts, _ = _fresh(failures)
-    return step_metrics(step_sums(_with(rollouts, localisations, failures), [], _Knows(), {}))
+    return step_metrics(step_sums(_with(rollouts, localisations, failures), [], FirstErrors(_Knows()), {}))
 
 
 def _fresh(failures):
@@ -248,7 +301,7 @@ def test_the_oracle_has_recall_and_precision_one():
     rows = OracleLocalizer(simulator.task).cut_probs(seeds)
     localisations = [Localisation(0, s, row, int(row.argmax())) for s, row in zip(seeds, rows, strict=True)]
     rollouts, _ = _fresh(seeds)
-    got = step_metrics(step_sums(_with(rollouts, localisations, seeds), [], simulator.task, {}))
+    got = step_metrics(step_sums(_with(rollouts, localisations, seeds), [], FirstErrors(simulator.task), {}))
     assert (got["kappa"], got["rho"], got["localiser_deviation"]) == (1.0, 1.0, 0.0)
     assert got["p"] == pytest.approx(1 / 3)
 

@@ -19,6 +19,7 @@ from cpi.groups import FirstFailure, IntactBase, Phase, Plan, Split, collect, gr
 from cpi.policy_gradient import policy_gradient
 from cpi.resets import Noisy, Oracle, ResetSampler, Start, UniformWithinEpisode
 from cpi.simulate import TabularPrefix, TabularSimulator
+from llm.first_errors import Measuring
 from llm.localize import OracleLocalizer
 from llm.methods import Method
 from llm.trainer import ResetTrainer, schedule
@@ -194,6 +195,7 @@ def _trainer(model, simulator, method, folder: Path) -> ResetTrainer:
         problems=problems,
         on_step=lambda step: None,
         on_log=lambda row: None,
+        measuring=Measuring(),
         model=model,
         processing_class=simulator.tokenizer,
         train_dataset=schedule(PROMPTS, PROMPTS, 1, 3),

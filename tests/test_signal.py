@@ -14,6 +14,7 @@ from cpi.draws import DrawKey
 from cpi.groups import Account, Group, Plan, Rollouts, Split, collect
 from cpi.resets import UniformWithinEpisode
 from llm.config import ConfigError, config_from_args
+from llm.first_errors import FirstErrors
 from llm.generate import Sampling, ThoughtSimulator, TokenText, TransformersBackend
 from llm.metrics import step_metrics, step_sums
 from llm.rewards.base import Score
@@ -185,7 +186,7 @@ def test_a_step_without_resets_or_without_signal_has_no_ratio():
 def test_the_metrics_of_a_step_hold_the_signal():
     _, groups, advantages = _buffer()
     rollouts = Rollouts(groups, [], Account(), [])
-    metrics = step_metrics(step_sums(rollouts, advantages, Chains(steps=4, hard=2), {}))
+    metrics = step_metrics(step_sums(rollouts, advantages, FirstErrors(Chains(steps=4, hard=2)), {}))
     expected = step_ratios(signal_sums(groups, advantages))
     assert {name: metrics[name] for name in expected} == expected
     assert expected["signal_ratio"] > 0

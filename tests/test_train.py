@@ -9,15 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import SMALL
+from trl import GRPOTrainer
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args
 from llm.methods import METHODS
+from llm.show import RESET, WRONG
 from llm.train import TrainConfig, main
+from llm.trainer import ResetTrainer, RunError
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,16 +176,99 @@ def test_a_full_disk_stops_the_run_with_one_line_and_its_unfinished_checkpoint_i
     assert "cannot write the checkpoint of step 1" in done.stderr
     assert "Traceback" not in done.stderr
     again = _run("--save-every", "1", "--output", str(tmp_path / "run"), "--resume")
+    assert again.returncode == 0, again.stderr
     assert "checkpoint-1 is unfinished or corrupt" in again.stderr
-    assert "start the run anew" in again.stderr
+    assert "the run starts over at step 0" in again.stderr
+    assert _run("--save-every", "1", "--output", str(tmp_path / "whole")).returncode == 0
+    for name in ("metrics.jsonl", "before.json", "rollouts.txt", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    # a checkpoint that was whole once is not silently done again
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"every checkpoint .* is corrupt; start the run anew"):
+        main(TrainConfig(**SMALL, save_every=1, output=str(tmp_path / "run"), resume=True))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path):
-    done = _run("--steps", "6", "--save-every", "1", "--learning-rate", "1e30", "--output", str(tmp_path / "run"))
-    assert done.returncode == 2, done.stderr
-    assert "the loss became" in done.stderr
-    assert "lower --learning-rate" in done.stderr
-    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete.json"))
+def test_a_disk_that_is_full_at_the_end_is_one_line_and_leaves_no_half_model(tmp_path: Path, monkeypatch):
+    config = TrainConfig(**SMALL, save_every=1, output=str(tmp_path / "run"))
+    save = ResetTrainer.save_model
+
+    def full(trainer, place, *args, **kwargs):
+        save(trainer, place, *args, **kwargs)
+        if Path(place).name.startswith("model"):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(ResetTrainer, "save_model", full)
+    with pytest.raises(RunError, match=r"No space left on device .* free space, then go on with --resume"):
+        main(config)
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.undo()
+    result = main(replace(config, resume=True))
+    assert result["after"] and (tmp_path / "run" / "model" / "tokenizer.json").is_file()
+    assert not (tmp_path / "run" / "model.part").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch):
+    """A gradient without bounds spoils the weights: they are not saved over a checkpoint that can be used."""
+    config = TrainConfig(**(SMALL | {"steps": 6}), save_every=1, output=str(tmp_path / "run"))
+    main(replace(config, steps=2))
+    update, at = ResetTrainer.training_step, {"step": 0}
+
+    def explode(trainer, *args, **kwargs):
+        loss = update(trainer, *args, **kwargs)
+        at["step"] = trainer.state.global_step
+        for p in trainer.model.parameters() if at["step"] == 3 else []:
+            p.grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(ResetTrainer, "training_step", explode)
+    with pytest.raises(RunError, match=r"the weights became .* at step 4; the last good checkpoint is kept"):
+        main(replace(config, resume=True))
+    newest = max((tmp_path / "run" / "checkpoints").glob("checkpoint-*/complete.json"), key=lambda f: f.stat().st_mtime)
+    assert newest.parent.name == "checkpoint-3"
+    assert all(np.isfinite(w).all() for w in load_file(newest.parent / "model.safetensors").values())
+
+    monkeypatch.setattr(ResetTrainer, "training_step", update)
+    monkeypatch.setattr(GRPOTrainer, "training_step", lambda *args, **kwargs: torch.tensor(torch.nan))
+    with pytest.raises(RunError, match="the loss became nan at step 3"):
+        main(replace(config, resume=True))
+
+
+def test_the_progress_bar_shows_rewards_cuts_and_speed_and_the_samples_can_be_read(tmp_path: Path, capsys):
+    main(TrainConfig(**SMALL, method="oracle-srpo", output=str(tmp_path / "run")))
+    bar = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+    assert all(f"{name}=" in bar for name in ("reward", "accuracy", "suffix", "exact", "clean", "tok/s")), bar
+    text = (tmp_path / "run" / "rollouts.txt").read_text()
+    assert text.index("step 0") < text.index("step 1")
+    assert RESET in text and WRONG in text and "\x1b" not in text
+
+
+def test_a_task_without_first_errors_is_measured_by_values_and_refused_as_an_oracle(tmp_path: Path):
+    task = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
+    config = TrainConfig(**(SMALL | {"task": task, "eval_problems": 0}), oracle_every=2, max_tokens=24)
+    with pytest.raises(ConfigError, match=r"does not know first errors, which oracle-srpo asks for; .* value"):
+        main(replace(config, method="oracle-srpo", output=str(tmp_path / "no")))
+    with pytest.raises(ConfigError, match="which localizer noisy asks for"):
+        main(replace(config, localizer="noisy", dry_run=True))
+    main(replace(config, output=str(tmp_path / "run")))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["oracle_rollouts"] > 0 and rows[0]["oracle_tokens"] > 0
+    assert rows[1]["oracle_rollouts"] == rows[1]["oracle_tokens"] == 0
+    assert rows[1]["p"] is None
+    main(replace(config, oracle_every=0, output=str(tmp_path / "without")))
+    without = [json.loads(line) for line in (tmp_path / "without" / "metrics.jsonl").read_text().splitlines()]
+    for row, bare in zip(rows, without, strict=True):  # measuring changes nothing of the run
+        assert all(row[name] == bare[name] for name in ("rollouts", "tokens", "accuracy", "loss", "grad_norm"))
+        assert bare["oracle_rollouts"] == 0
+
+
+def test_a_dry_run_refuses_what_a_run_refuses_and_needs_no_chat_template(capsys):
+    shipped = ["--config", "configs/olmo-3-7b-srpo.yaml", "--dry-run", "--task", "chains"]
+    main(config_from_args(TrainConfig, [*shipped, "--prompt-style", "instruct"], "llm.train"))
+    assert "tokens for each localisation answer" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="of 7 updates"):
+        main(config_from_args(TrainConfig, [*shipped, "--updates", "7"], "llm.train"))
 
 
 def test_metrics_go_to_tensorboard_and_an_unknown_logger_is_one_line(tmp_path: Path):

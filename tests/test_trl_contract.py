@@ -49,7 +49,7 @@ def test_overridden_methods_keep_their_signature(name, parameters):
 
 
 def test_no_attribute_of_ours_hides_one_of_trls():
-    ours = {"simulator", "backend", "method", "problems", "on_step", "on_log"}
+    ours = {"simulator", "backend", "method", "problems", "on_step", "on_log", "measuring", "check_weights"}
     source = inspect.getsource(GRPOTrainer) + inspect.getsource(GRPOTrainer.__mro__[2])
     assert not [name for name in ours if f"self.{name} " in source]
     assert "self._reset_" not in source

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llm.first_errors import Measuring
 from llm.runs import RunFolder
 from llm.setup import TINY
 from llm.train import TrainConfig, _build, _lora, _trainer_args
@@ -35,6 +36,7 @@ def tiny_trainer(
         problems=problems,
         on_step=lambda step: None,
         on_log=on_log,
+        measuring=Measuring(config.oracle_every, config.oracle_seeds, config.oracle_continuations),
         model=world.model,
         processing_class=world.tokenizer,
         train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),

@@ -44,6 +44,11 @@ class Task(Protocol):
         """The verifier, on a batch: response i (the whole text, thoughts and all) answers problem i."""
         ...
 
+    @property
+    def knows_first_error(self) -> bool:
+        """Whether `first_error` has something to say."""
+        ...
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """The 0-based index k of the first wrong thought of a failed response, None where the task does not know."""
         ...

@@ -153,6 +153,10 @@ class Benchmark:
     def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
         return score_by_name(problems, responses)
 
+    @property
+    def knows_first_error(self) -> bool:
+        return False
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """None: these data sets do not know."""
         return None

@@ -32,6 +32,10 @@ def split_of(question: str) -> Split:
 class Dials:
     """What the generated tasks share: dials from a spec, and splits."""
 
+    @property
+    def knows_first_error(self) -> bool:
+        return True
+
     @classmethod
     def from_spec(cls, spec: str) -> Self:
         """The task of a spec such as ``chains:steps=8,hard=6``. Raises TaskError on an unknown dial or a bad value."""

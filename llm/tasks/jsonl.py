@@ -145,6 +145,10 @@ class JsonlTask:
     def score(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
         return named_verifier(self.verifier)(responses, [p.answer for p in problems])
 
+    @property
+    def knows_first_error(self) -> bool:
+        return any(p.meta.get("first_error") is not None for rows in self._splits.values() for p in rows)
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """The row's `first_error` as an index from 0, at most the last thought; None where the row does not say."""
         number = problem.meta.get("first_error")

@@ -229,6 +229,10 @@ class LiveCodeBench:
                 scores[i] = score
         return scores
 
+    @property
+    def knows_first_error(self) -> bool:
+        return False
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """None: the benchmark does not know."""
         return None

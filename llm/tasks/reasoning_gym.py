@@ -176,6 +176,10 @@ class ReasoningGym:
             )
         return TEACHERS[self.task](problem.meta["entry"]["metadata"], pen)
 
+    @property
+    def knows_first_error(self) -> bool:
+        return False
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> int | None:
         """None: the library checks answers, not steps."""
         return None
