@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import os
 import sys
 import threading
 import types
@@ -280,9 +281,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
         monkeypatch.setattr(place, "is_vllm_available", lambda **_: True)
     monkeypatch.setattr(trl.generation.vllm_generation, "LLM", LLM, raising=False)
     monkeypatch.setattr(trl.generation.vllm_generation, "SamplingParams", SamplingParams, raising=False)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # TRL sets them
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:  # TRL sets them for a single process; a launcher's are kept
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
     monkeypatch.setattr(LLM, "made", [])
     return LLM
 

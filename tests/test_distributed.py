@@ -1,4 +1,7 @@
-"""Two processes make the groups, and up to rounding the weights, that one process makes of the same batch."""
+"""Two processes make the groups, and up to rounding the weights, that one process makes of the same batch.
+
+With `updates` > 1 they do not: TRL shuffles the rows of a batch on each process, so its updates see other rows each.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pytest
 from safetensors.numpy import load_file
-from training import SMALL
+from training import LAUNCH, SMALL, WITHOUT_GPU
 
 from llm.train import TrainConfig
 
@@ -18,31 +24,48 @@ ROOT = Path(__file__).parent.parent
 SHARES = ("loss", "grad_norm")
 
 
-def _train(launcher: list[str], run: Path) -> None:
-    options = [word for name, value in SMALL.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    command = [*launcher, "-m", "llm.train", *options, "--method", "oracle-srpo", "--output", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+def _start(launcher: list[str], run: Path, *more: str) -> subprocess.Popen[str]:
+    config = {**SMALL, "steps": 4, "save_every": 2, "method": "oracle-srpo", "output": run}
+    options = [word for name, value in config.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    command = [sys.executable, *launcher, "-m", "llm.train", *options, *more]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **WITHOUT_GPU},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_accelerate_launch_with_two_processes_equals_one(tmp_path: Path):
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-                  "--main_process_port", "0"]  # fmt: skip
-    _train([sys.executable], tmp_path / "one")
-    _train(accelerate, tmp_path / "two")
-    rows = [
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("one", "two")
-    ]
+def _train(launcher: list[str], run: Path, *more: str) -> None:
+    process = _start(launcher, run, *more)
+    _, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, complaints[-3000:]
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("distributed") / "two"
+    _train(LAUNCH, run)
+    return run
+
+
+def test_accelerate_launch_with_two_processes_equals_one(two_processes: Path, tmp_path: Path):
+    _train([], tmp_path / "one")
+    rows = [_rows(run) for run in (tmp_path / "one", two_processes)]
     for one, two in zip(*rows, strict=True):
         counts = {n: v for n, v in one.items() if n not in (*SHARES, "batches") and not n.startswith("signal")}
         assert counts == {name: two[name] for name in counts}
         for name in ("signal_base", "signal_suffix", "signal_ratio"):  # sums of probabilities, in another order
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4)
         np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-4)
-    weights = [load_file(tmp_path / run / "model/model.safetensors") for run in ("one", "two")]
+        assert two["batches"] > one["batches"]  # of sampling, over all processes: each has made its own
+    weights = [load_file(run / "model/model.safetensors") for run in (tmp_path / "one", two_processes)]
     start = load_file(Path(str(SMALL["model"])) / "model.safetensors")
     moved = max(float(np.abs(weights[0][name] - start[name]).max()) for name in start)
     apart = max(float(np.abs(weights[0][name] - weights[1][name]).max()) for name in start)
@@ -51,4 +74,22 @@ def test_accelerate_launch_with_two_processes_equals_one(tmp_path: Path):
     # the two sums of gradients differ in their order only; Adam's first steps turn a tiny gradient into a full step,
     # so single weights with a gradient near zero may differ, by less than one step of the learning rate
     assert apart < rate
-    assert np.mean([np.abs(weights[0][n] - weights[1][n]).mean() for n in start]) < 1e-5
+    assert np.mean([np.abs(weights[0][n] - weights[1][n]).mean() for n in start]) < 1e-7
+
+
+def test_two_processes_that_were_killed_resume_to_the_same_bits(two_processes: Path, tmp_path: Path):
+    """The kill comes after step 2, one past the checkpoint."""
+    killed = tmp_path / "killed"
+    process = _start(LAUNCH, killed)
+    deadline = time.monotonic() + 120
+    while not ((killed / "metrics.jsonl").is_file() and len(_rows(killed)) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    both = psutil.Process(process.pid).children()  # of the launcher, which would end them if it could
+    for each in (psutil.Process(process.pid), *both):
+        each.kill()
+    process.communicate()
+    assert len(both) == 2
+    assert not (killed / "result.json").exists()
+    _train(LAUNCH, killed, "--resume")
+    for file in ("metrics.jsonl", "model/model.safetensors"):
+        assert (two_processes / file).read_bytes() == (killed / file).read_bytes()

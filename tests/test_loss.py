@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from training import tiny_trainer
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from llm.setup import TINY
 
 
 def _reference_loss(model, traces, advantages, temperature, prefix_mask):
@@ -137,3 +140,117 @@ def test_an_update_deals_rows_of_similar_length_together_and_pads_no_column(tmp_
     assert max(float(p.grad.abs().max()) for p in model.parameters()) > 1e-4
     for name, p in model.named_parameters():
         assert float((got[name] - p.grad).abs().max()) < 1e-6, name
+
+
+# --- several updates of one batch -----------------------------------------------------------------------------------
+
+
+def _update(trainer, batch):
+    """The inputs of one update's micro-batches; their gradients are left in the model."""
+    parts = []
+    for _ in range(trainer.args.gradient_accumulation_steps):
+        parts.append(trainer._prepare_inputs(batch))
+        trainer._step += 1
+        trainer.compute_loss(trainer.model, parts[-1]).backward()
+    return parts
+
+
+def _ppo_loss(new, old, parts, temperature, clip):
+    """-(1/N) sum_i (1/T_i) sum_t min(r A, clipped r A), r = pi_new / pi_old, one sequence at a time; and all r, A."""
+    total, rows, ratios, advantages_T = torch.zeros(()), 0, [], []
+    for part in parts:
+        for i in range(len(part["advantages"])):
+            prompt = part["prompt_ids"][i][part["prompt_mask"][i] == 1]
+            real = part["completion_mask"][i] == 1
+            ids = torch.cat([prompt, part["completion_ids"][i][real]])[None]
+            own = torch.arange(len(prompt), ids.shape[1])[part["tool_mask"][i][real] == 1]
+            log_new, log_old = (
+                torch.log_softmax(m(ids).logits[0] / temperature, dim=-1)[own - 1, ids[0, own]] for m in (new, old)
+            )
+            ratio = (log_new - log_old.detach()).exp()
+            advantage = part["advantages"][i][real][part["tool_mask"][i][real] == 1]
+            clipped = ratio.clamp(1 - clip, 1 + clip) if clip else ratio
+            total = total - torch.minimum(ratio * advantage, clipped * advantage).mean()
+            rows += 1
+            ratios.append(ratio.detach())
+            advantages_T.append(advantage)
+    return total / rows, torch.cat(ratios), torch.cat(advantages_T)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+def test_the_second_update_of_a_batch_has_the_gradient_of_the_hand_written_ppo_loss(clip, tmp_path: Path):
+    """The first one leaves the policy that sampled far behind; without a clip nothing is cut off."""
+    trainer = tiny_trainer(tmp_path, method="oracle-srpo", updates=2, clip=clip, micro_rows=8, seed=2)
+    model, trainer._step = trainer.model, 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    _update(trainer, batch)
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.5 * p.grad
+    model.zero_grad()
+    parts = _update(trainer, batch)
+    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+    old = AutoModelForCausalLM.from_pretrained(TINY)
+
+    def gradient(bound):
+        model.zero_grad()
+        loss, ratios, advantages = _ppo_loss(model, old, parts, trainer.args.temperature, bound)
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}, ratios, advantages
+
+    want, ratios, advantages = gradient(clip)
+    above, below = ratios > 1.2, ratios < 0.8
+    assert (above & (advantages > 0)).any() and (below & (advantages < 0)).any()  # what a clip of 0.2 cuts off
+    assert (above & (advantages < 0) | below & (advantages > 0)).any()  # outside too, and not cut off
+    for name in want:
+        assert float((got[name] - want[name]).abs().max()) < 1e-6, name
+    other, *_ = gradient(0.2 - clip)
+    assert max(float((got[name] - other[name]).abs().max()) for name in other) > 1e-3
+
+
+# --- gradient checkpointing -----------------------------------------------------------------------------------------
+
+
+class _Gradients(TrainerCallback):
+    """The gradients of a run's updates, as the optimiser is handed them."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def _trained(folder: Path, **changes):
+    """A trainer after one step, the gradient of that step, and how often training passed through a layer."""
+    trainer = tiny_trainer(folder, method="oracle-srpo", steps=1, seed=2, micro_rows=16, **changes)
+    passes = []
+    layer = next(m for name, m in trainer.model.named_modules() if name.endswith("layers.1.self_attn"))
+    layer.register_forward_pre_hook(lambda module, _: passes.append(module.training))
+    trainer.add_callback(gradients := _Gradients())
+    trainer.train()
+    [found] = gradients.found
+    return trainer, found, sum(passes)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_gradient_checkpointing_computes_layers_twice_and_the_same_gradient(lora, tmp_path: Path):
+    _, want, once = _trained(tmp_path / "plain", lora=lora)
+    _, got, twice = _trained(tmp_path / "checkpointed", lora=lora, gradient_checkpointing=True)
+    assert twice == 2 * once > 0
+    assert got.keys() == want.keys()
+    assert max(float(g.abs().max()) for g in want.values()) > 1e-4
+    for name in want:
+        assert float((got[name] - want[name]).abs().max()) < 1e-6, name
+
+
+def test_a_float32_adapter_trains_on_a_bfloat16_model_with_gradient_checkpointing(tmp_path: Path):
+    rows = []
+    settings = {"lora": True, "lora_rank": 4, "dtype": "bfloat16", "gradient_checkpointing": True}
+    trainer, found, _ = _trained(tmp_path, on_log=rows.append, **settings)
+    kinds = {(p.requires_grad, p.dtype) for p in trainer.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    assert np.isfinite(rows[0]["loss"])
+    assert all(torch.isfinite(g).all() for g in found.values())
+    moved = [name for name, p in trainer.model.named_parameters() if "lora_B" in name and p.abs().max() > 0]
+    assert len(moved) == sum("lora_B" in name for name in found)  # B starts at zero

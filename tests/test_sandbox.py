@@ -38,7 +38,7 @@ def refusal(mode: Mode) -> str | None:
         return str(error)
 
 
-@pytest.fixture(scope="module", params=["namespaces", "landlock"])
+@pytest.fixture(scope="module", params=["namespaces", "bubblewrap", "landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     reason = refusal(request.param)
     if reason is not None:
@@ -228,7 +228,7 @@ def other_users_python() -> str | None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run without root's rights")
-@pytest.mark.parametrize("mode", ["namespaces", "landlock"])
+@pytest.mark.parametrize("mode", ["namespaces", "bubblewrap", "landlock"])
 def test_the_attacks_are_contained_for_a_user_without_roots_rights_too(mode: str) -> None:
     python = other_users_python()
     if python is None:

@@ -148,6 +148,11 @@ def test_the_same_code_question_with_other_tests_is_no_overlap() -> None:
     refuse_overlap([problem("q", tests="reward")], [problem("q", tests="held-out")])
     with pytest.raises(TaskError):
         refuse_overlap([problem("q", tests="reward")], [problem("q", tests="reward")])
+    with pytest.raises(TaskError):
+        refuse_overlap([problem("q")], [problem("q", tests="held-out")])
+    twice = [problem("q", tests="reward", tests_seed=0), problem("q", tests="reward", tests_seed=1)]
+    with pytest.raises(TaskError, match="1 evaluation question"):
+        refuse_overlap(twice, [problem("q", tests="held-out", tests_seed=0)])
 
 
 # --- own JSONL -------------------------------------------------------------------------------------------------------
@@ -403,8 +408,8 @@ def test_a_streamed_pool_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch)
 # --- LiveCodeBench ---------------------------------------------------------------------------------------------------
 
 
-def code_task() -> Any:
-    return load_task(f"code@{ROWS / 'code.jsonl'}")
+def code_task(options: str = "") -> Any:
+    return load_task(f"code@{ROWS / 'code.jsonl'}{options}")
 
 
 def pack(payload: bytes) -> str:
@@ -440,6 +445,18 @@ def test_halves_depend_on_the_tests_seed_and_on_no_other() -> None:
     assert split_tests(tests, "q", 0) != split_tests(tests, "r", 0)
     reward, held_out = split_tests(list(range(5)), "q", 0)
     assert (len(reward), len(held_out)) == (2, 3)
+
+
+def test_tests_of_another_seed_are_an_overlap() -> None:
+    """The held-out half of one split holds tests of the other split's reward half."""
+    one, other = code_task(), code_task(",tests_seed=1")
+    rewards, held_outs = one.problems("train", 2, 0), other.problems("eval", 2, 0)
+    rewarded = {p.question: one.tests(p)["tests"] for p in rewards}
+    assert any(test in rewarded[p.question] for p in held_outs for test in other.tests(p)["tests"])
+    with pytest.raises(TaskError, match=re.escape("2 evaluation question(s) are also training questions")) as caught:
+        refuse_overlap(rewards, held_outs, "code")
+    assert str(caught.value).endswith("use one tests_seed for both")
+    refuse_overlap(other.problems("train", 2, 0), held_outs)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

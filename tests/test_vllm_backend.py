@@ -21,7 +21,7 @@ from fake_vllm import LLM, Core, SamplingParams
 from peft import PeftModel
 from safetensors.torch import load_file
 from scripted import EOS, FIRST_ACTION, tree_simulator
-from training import SMALL, tiny_trainer
+from training import LAUNCH, SMALL, WITHOUT_GPU, tiny_trainer
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
@@ -339,15 +339,9 @@ def test_two_processes_make_the_rollouts_that_one_makes(tmp_path: Path):
     (tmp_path / "start.py").write_text(script)
     options = [w for name, value in SMALL.items() for w in ("--" + name.replace("_", "-"), str(value))]
     options += ["--backend", "vllm", "--method", "oracle-srpo", "--top-p", "1.0", "--output"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
-    }
+    environment = {**os.environ, **WITHOUT_GPU, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     rows = []
-    for name, launcher in (("one", []), ("two", launch)):
+    for name, launcher in (("one", []), ("two", LAUNCH)):
         command = [sys.executable, *launcher, str(tmp_path / "start.py"), *options, str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -355,6 +349,7 @@ def test_two_processes_make_the_rollouts_that_one_makes(tmp_path: Path):
     for one, two in zip(*rows, strict=True):
         for name in ("rollouts", "tokens", "accuracy", "reset_reward"):
             assert one[name] == two[name]
+        assert two["batches"] > one["batches"]  # each process has asked its own engine
         np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-3)
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
     assert results[0]["before"] == results[1]["before"]

@@ -22,6 +22,14 @@ SMALL = {
     "task": "chains:steps=4,hard=3",  # short enough that a few rollouts hold both successes and failures
 }
 
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+"""``accelerate launch`` with two processes, by gloo in the environment `WITHOUT_GPU`.
+
+With ``--cpu`` in place of ``--multi_gpu`` accelerate 1.15 starts a single process, whatever ``--num_processes`` says.
+"""
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
 
 def tiny_trainer(
     folder: Path, on_log: Callable[[dict[str, Any]], None] = lambda row: None, **changes: Any

@@ -2,8 +2,8 @@
 
 As in the paper, the questions of training and evaluation are the same and the *tests* are disjoint: each problem's
 private tests are split in half by seed; the reward is the share passed of the public tests and the reward half, the
-evaluation that of the held-out half. A problem's `meta["tests"]` says which (and keeps `splits.refuse_overlap` from
-refusing what is meant).
+evaluation that of the held-out half. A problem's `meta["tests"]` and `meta["tests_seed"]` say which (and keep
+`splits.refuse_overlap` from refusing what is meant, and nothing else).
 
 A row's private tests are base64 of zlib of *pickle* of a JSON text. Unpickling runs code, so it is not done here: the
 pickle's opcodes are read, and only the sequence that spells one str is accepted. The decompressed size is limited
@@ -178,7 +178,8 @@ class LiveCodeBench:
     def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
         tests = "reward" if split == "train" else "held-out"
         drawn = draw(self._problems, n, seed, f"the {split} split of {self.name}")
-        return [Problem(f"{p.uid}#{tests}", p.question, p.answer, {**p.meta, "tests": tests}) for p in drawn]
+        half = {"tests": tests, "tests_seed": self.tests_seed}
+        return [Problem(f"{p.uid}#{tests}", p.question, p.answer, {**p.meta, **half}) for p in drawn]
 
     @cached_property
     def _verifier(self) -> Verifier:

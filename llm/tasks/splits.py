@@ -19,7 +19,6 @@ from llm.tasks.base import Problem, Split, TaskError
 __all__ = [
     "FiniteTask",
     "draw",
-    "identity",
     "normal_question",
     "partition",
     "question_hash",
@@ -45,19 +44,11 @@ def question_hash(question: str) -> str:
     return hashlib.blake2b(normal_question(question).encode(), digest_size=16).hexdigest()
 
 
-def identity(problem: Problem) -> tuple[str, str]:
-    """What makes two problems the same for a split: the question and, for code, the half of its tests that scores it.
-
-    LiveCodeBench trains and evaluates on the same questions with disjoint tests (see `llm.tasks.livecodebench`).
-    """
-    return normal_question(problem.question), str(problem.meta.get("tests", ""))
-
-
 def without_duplicates(problems: Iterable[Problem]) -> list[Problem]:
     """The problems whose question has not come before, in order."""
-    first: dict[tuple[str, str], Problem] = {}
+    first: dict[str, Problem] = {}
     for problem in problems:
-        first.setdefault(identity(problem), problem)
+        first.setdefault(normal_question(problem.question), problem)
     return list(first.values())
 
 
@@ -82,13 +73,34 @@ def draw(problems: Sequence[Problem], n: int, seed: int, what: str) -> list[Prob
     return [problems[i] for i in order]
 
 
+def _scored_apart(train: Problem, evaluation: Problem) -> bool:
+    """Whether two problems of one question are scored by the two halves of the same split of its tests.
+
+    LiveCodeBench trains and evaluates on the same questions with disjoint tests (see `llm.tasks.livecodebench`). The
+    halves of splits by different seeds are not disjoint.
+    """
+    halves = train.meta.get("tests"), evaluation.meta.get("tests")
+    return halves == ("reward", "held-out") and train.meta.get("tests_seed") == evaluation.meta.get("tests_seed")
+
+
 def refuse_overlap(train: Iterable[Problem], evaluation: Iterable[Problem], what: str = "the tasks") -> None:
-    """Raises TaskError if a training question is also an evaluation question, which would make the numbers void."""
-    seen = {identity(p): p for p in train}
-    shared = [(seen[identity(p)], p) for p in evaluation if identity(p) in seen]
+    """Raises TaskError if a training question is also an evaluation question, which would make the numbers void.
+
+    For code the question may be the same, and the tests may not.
+    """
+    seen: dict[str, list[Problem]] = {}
+    for p in train:
+        seen.setdefault(normal_question(p.question), []).append(p)
+    shared = [
+        (same[0], p)
+        for p in evaluation
+        if (same := [t for t in seen.get(normal_question(p.question), []) if not _scored_apart(t, p)])
+    ]
     if shared:
-        first = f"{shared[0][0].uid} = {shared[0][1].uid}"
+        one, other = shared[0]
+        by_seed = "tests_seed" in one.meta and "tests_seed" in other.meta
+        advice = "use one tests_seed for both" if by_seed else "remove them from the training rows"
         raise TaskError(
-            f"{what}: {len(shared)} evaluation question(s) are also training questions (the first: {first}); "
-            "remove them from the training rows"
+            f"{what}: {len(shared)} evaluation question(s) are also training questions (the first: {one.uid} = "
+            f"{other.uid}); {advice}"
         )
