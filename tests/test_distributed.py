@@ -65,6 +65,8 @@ def test_accelerate_launch_with_two_processes_equals_one(two_processes: Path, tm
             np.testing.assert_allclose(two[name], one[name], rtol=1e-4)
         np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-4)
         assert two["batches"] > one["batches"]  # of sampling, over all processes: each has made its own
+    results = [json.loads((run / "result.json").read_text()) for run in (tmp_path / "one", two_processes)]
+    assert results[0]["before"] == results[1]["before"] and results[0]["after"]["problems"] == SMALL["eval_problems"]
     weights = [load_file(run / "model/model.safetensors") for run in (tmp_path / "one", two_processes)]
     start = load_file(Path(str(SMALL["model"])) / "model.safetensors")
     moved = max(float(np.abs(weights[0][name] - start[name]).max()) for name in start)
