@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -130,7 +131,7 @@ def _read_yaml(cls: type, path: str) -> dict[str, Any]:
 
 def config_from_args(cls: type[ConfigT], argv: Sequence[str] | None, prog: str) -> ConfigT:
     """The config of a command from its command line. Raises ConfigError; ``--help`` prints every field and exits."""
-    description = (cls.__doc__ or "").strip()
+    description = inspect.cleandoc(cls.__doc__ or "")
     parser = _Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

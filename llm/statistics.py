@@ -148,7 +148,7 @@ def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
     """The mean of independent estimates, with an interval made from theirs (MOVER: Zou and Donner 2008).
 
     The distances to the lower bounds, and those to the upper ones, add up as standard errors do: the root of the sum of
-    squares, divided by their number. Intervals that are right at 0 and 1, as Wilson's are, stay so, where a bootstrap of
+    squares, divided by their number. So what Wilson's interval says of a task at 0 or 1 is kept, where a bootstrap of
     equal values has length 0. `n` counts the units of all. Raises ValueError for no interval or unequal levels.
     """
     if len({i.level for i in intervals}) != 1:
