@@ -12,6 +12,8 @@ another, so that the libraries are imported once and not once a cell.
 
 A comparison that was stopped, or killed, goes on with ``--resume``: finished cells are kept, unfinished ones go on from
 their last checkpoint. Methods, seeds and tasks may be added to the file before; a cell that would change is refused.
+
+``python -m llm.compare --evaluations A B ...`` trains nothing: it compares finished evaluations (`llm.evaluations`).
 """
 
 from __future__ import annotations
@@ -39,10 +41,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from llm.config import USER_ERRORS, ConfigError, config_from_args, mapping, option, run_command, to_yaml
+from llm.config import USER_ERRORS, ConfigError, config_from_args, listing, mapping, option, run_command, to_yaml
 from llm.curves import AXES, HELD_OUT, Run, budgets, contrast, curve_of, held, held_out_of, mean_over, summarise
+from llm.evaluations import compare_folders, print_comparison, write_comparison
 from llm.report import shown, way, write_report
-from llm.runs import RunFolder, open_run, versions
+from llm.runs import RunFolder, new_folder, open_run, versions
 from llm.setup import resolve_model
 from llm.tiny.__main__ import TinyConfig
 from llm.tiny.__main__ import main as make_warm_start
@@ -61,8 +64,12 @@ _DEFAULTS: Mapping[str, Any] = {"threads": 1, "eval_problems": 0}
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Compare methods over seeds, warm starts and tasks, at equal rollouts and at equal generated tokens."""
+    """Compare methods over seeds, warm starts and tasks, at equal rollouts and at equal generated tokens.
 
+    With --evaluations compare what llm.evaluate measured, problem by problem; nothing is trained.
+    """
+
+    evaluations: tuple[str, ...] = listing("Output folders of llm.evaluate to compare, the reference first.")
     output: str = option("", "Folder of the comparison.")
     resume: bool = option(False, "Keep the finished cells of --output and go on with the others.")
     jobs: int = option(0, "Worker processes, one torch thread each; 0 for one per core, as far as memory allows.")
@@ -355,6 +362,8 @@ def _tune(workers: _Workers, config: CompareConfig) -> dict[str, dict[str, float
 
 def main(config: CompareConfig) -> dict[str, Any]:
     """Run the comparison to its end; returns what `result.json` holds. Raises ConfigError, TaskError or RunError."""
+    if config.evaluations:
+        return _compare_evaluations(config)
     clock = time.perf_counter()
     _check(config)
     folder = _open(config)
@@ -368,6 +377,19 @@ def main(config: CompareConfig) -> dict[str, Any]:
     folder.write_json("result.json", result)
     write_report(result, [_as_run(cell) for cell in cells], folder.path)
     _print_result(result, folder.path)
+    return result
+
+
+def _compare_evaluations(config: CompareConfig) -> dict[str, Any]:
+    for f in fields(config):
+        if f.name not in ("evaluations", "output") and getattr(config, f.name) != getattr(CompareConfig(), f.name):
+            raise ConfigError(
+                f"--evaluations trains nothing and goes with --output only; leave out {f.name}, or the --config with it"
+            )
+    result = compare_folders(config.evaluations)
+    if config.output:
+        write_comparison(result, new_folder(config.output, "output", "result.json"))
+    print_comparison(result)
     return result
 
 

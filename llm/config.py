@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,11 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-__all__ = ["USER_ERRORS", "ConfigError", "config_from_args", "mapping", "option", "run_command", "to_yaml"]
+__all__ = ["USER_ERRORS", "ConfigError", "config_from_args", "listing", "mapping", "option", "run_command", "to_yaml"]
 
 ConfigT = TypeVar("ConfigT")
+
+_WORDS = tuple[str, ...]
 
 USER_ERRORS = frozenset({"ConfigError", "TaskError", "RunError", "MDPError"})
 """Names of the errors whose message is for the user; by name, so that printing one imports nothing."""
@@ -40,6 +43,11 @@ def mapping(help: str) -> Any:
     return dataclasses.field(default_factory=dict, metadata={"help": help, "choices": None})
 
 
+def listing(help: str) -> Any:
+    """A config field that holds words, none by default; on the command line they follow one flag."""
+    return dataclasses.field(default=(), metadata={"help": help, "choices": None})
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -52,12 +60,14 @@ def _flag(name: str) -> str:
 def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: Any) -> None:
     choices = field.metadata["choices"]
     shown = f" One of: {', '.join(choices)}." if choices else ""
-    default = field.default if field.default not in (None, "", dataclasses.MISSING) else "none"
+    default = field.default if field.default not in (None, "", (), dataclasses.MISSING) else "none"
     text = f"{field.metadata['help']}{shown} [{default}]".replace("%", "%%")
     if kind is bool:
         parser.add_argument(
             _flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
         )
+    elif kind == _WORDS:
+        parser.add_argument(_flag(field.name), default=argparse.SUPPRESS, help=text, metavar="STR", nargs="+")
     else:
         parser.add_argument(_flag(field.name), default=argparse.SUPPRESS, help=text, metavar=kind.__name__.upper())
 
@@ -72,10 +82,18 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     return loaded
 
 
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ConfigError(f"{name} must be a list of words such as [one, two], got {value!r}")
+    return tuple(value)
+
+
 def _convert(cls: type, name: str, value: Any, kind: Any) -> Any:
     """A value from a YAML file or the command line as the field's type; a mapping may be given as YAML text."""
     if kind is Mapping:
         return _mapping(name, value)
+    if kind == _WORDS:
+        return _words(name, value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be true or false, got {value!r}")
@@ -113,7 +131,7 @@ def _read_yaml(cls: type, path: str) -> dict[str, Any]:
 
 def config_from_args(cls: type[ConfigT], argv: Sequence[str] | None, prog: str) -> ConfigT:
     """The config of a command from its command line. Raises ConfigError; ``--help`` prints every field and exits."""
-    description = (cls.__doc__ or "").strip()
+    description = inspect.cleandoc(cls.__doc__ or "")
     parser = _Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -3,7 +3,8 @@
 Every problem's outcome is one line of ``problems.jsonl``. A killed evaluation goes on with ``--resume`` and ends with
 the result of an uninterrupted one: draws are keyed by problem and sample, and problems are sampled in fixed batches,
 of which an unfinished one is done again. ``result.json`` and ``table.csv`` hold the same numbers; where the model is
-one of the paper's, its table 3 stands beside them.
+one of the paper's, its table 3 stands beside them. ``python -m llm.compare --evaluations`` reads these files and pairs
+the problems of several evaluations (`llm.evaluations`).
 
 Intervals are over problems: Wilson's for the share of problems solved, the bootstrap's for mean scores and pass@k. They
 say how well this sample of problems pins down the accuracy of *this* model, and nothing about training seeds.
@@ -17,7 +18,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from llm.tasks.splits import FiniteTask
 from llm.thoughts import ThoughtTrace
 from llm.vllm_backend import BackendConfig, VLLMBackend, check_backend, colocated_engine
 
-__all__ = ["EvaluateConfig", "Subject", "find_subject", "load_subject", "main", "start_engine"]
+__all__ = ["EvaluateConfig", "Subject", "find_subject", "load_subject", "main", "solved", "start_engine"]
 
 _PAPER_LENGTHS = {"max_tokens": 4096, "max_thoughts": 20, "max_thought_tokens": 256}
 _PAPER_COLUMNS = ("Base", "GRPO", "RRPO", "SRPO")
@@ -254,7 +255,7 @@ def _summary(config: EvaluateConfig, subject: Subject, spec: str, rows: Sequence
     summary: dict[str, Any] = {
         "problems": len(rows),
         "drawn": hashlib.blake2b("\n".join(row["uid"] for row in rows).encode(), digest_size=8).hexdigest(),
-        "greedy": _interval(wilson(sum(_solved(g) for g in greedy), len(greedy))),
+        "greedy": _interval(wilson(sum(solved(g) for g in greedy), len(greedy))),
         "score": _interval(mean_score([g["value"] for g in greedy], rng)),
         "pass_at_k": {},
         "statuses": dict(Counter(g["status"] for g in greedy)),
@@ -262,13 +263,14 @@ def _summary(config: EvaluateConfig, subject: Subject, spec: str, rows: Sequence
         "mean_tokens": float(np.mean([g["tokens"] for g in greedy])),
         "paper": [asdict(n) for n in paper_numbers(subject.base, spec.partition("@")[0])],
     }
-    correct = [sum(_solved(s) for s in row["samples"]) for row in rows]
+    correct = [sum(solved(s) for s in row["samples"]) for row in rows]
     for k in _ks(config.samples):
         summary["pass_at_k"][str(k)] = _interval(mean_score(pass_at_k(correct, config.samples, k), rng))
     return summary
 
 
-def _solved(outcome: dict[str, Any]) -> bool:
+def solved(outcome: Mapping[str, Any]) -> bool:
+    """Whether a response, as a row of ``problems.jsonl`` holds it, is right; a graded score below 1 is not."""
     return bool(outcome["value"] >= 1.0)
 
 

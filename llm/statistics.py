@@ -4,7 +4,8 @@ Three questions come up in every table of this package, and each has one answer 
 
 - a share of independent trials: Wilson's score interval, which keeps its coverage for small n and at 0 and 1;
 - a mean of anything else (graded scores, areas under curves, pass@k over problems) and of paired differences: the
-  percentile bootstrap over the independent units, which are problems within a run and seeds between runs;
+  percentile bootstrap over the independent units, which are problems within a run and seeds between runs; over several
+  tasks, which count alike, units are resampled within their task;
 - pass@k from n >= k samples: the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), 1 - C(n-c, k) / C(n, k).
 
 The bootstrap's generator is an argument, so a reported interval can be reproduced.
@@ -12,13 +13,23 @@ The bootstrap's generator is an argument, so a reported interval can be reproduc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-__all__ = ["Interval", "bootstrap_mean", "mean_score", "paired_difference", "pass_at_k", "wilson"]
+__all__ = [
+    "Interval",
+    "bootstrap_mean",
+    "mean_of_intervals",
+    "mean_score",
+    "paired_difference",
+    "pass_at_k",
+    "stratified_difference",
+    "wilson",
+]
 
 _BLOCK = 2**22  # resampled values held in memory at once
 
@@ -67,16 +78,28 @@ def bootstrap_mean(
     variance lacks the factor N / (N - 1) and the normal quantile stands for Student's): say N beside it, always.
     Raises ValueError for an empty array, NaN, or a level outside (0, 1).
     """
+    return _stratified_mean([_vector(values_N)], rng, level, resamples)
+
+
+def _stratified_mean(
+    strata: Sequence[NDArray[np.float64]], rng: np.random.Generator, level: float, resamples: int
+) -> Interval:
+    """The mean over strata of their means; each resample draws every stratum anew from its own entries."""
     _check_level(level)
-    values_N = _vector(values_N)
+    means_SR = np.stack([_resampled_means(values_N, rng, resamples) for values_N in strata])
+    low, high = np.quantile(means_SR.mean(axis=0), [(1 - level) / 2, (1 + level) / 2])
+    value = np.mean([values_N.mean() for values_N in strata])
+    return Interval(float(value), float(low), float(high), sum(map(len, strata)), level)
+
+
+def _resampled_means(values_N: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
     n = len(values_N)
     means = np.empty(resamples)
     rows = max(1, _BLOCK // n)
     for start in range(0, resamples, rows):
         block = means[start : start + rows]
         block[:] = values_N[rng.integers(n, size=(len(block), n))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values_N.mean()), float(low), float(high), n, level)
+    return means
 
 
 def mean_score(scores_N: ArrayLike, rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000) -> Interval:
@@ -98,10 +121,42 @@ def paired_difference(
     a_N: ArrayLike, b_N: ArrayLike, rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000
 ) -> Interval:
     """Interval of the mean of a - b, where unit i of both is the same problem or the same seed."""
+    return stratified_difference([(a_N, b_N)], rng, level, resamples)
+
+
+def stratified_difference(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]], rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """Interval of the mean over strata of the mean of a - b, for a pair (a, b) of paired vectors of each stratum.
+
+    Units are resampled within their stratum, so its share of the whole stays 1 / S, however many units it has: the
+    interval is for these strata (tasks), not for others like them. `n` counts the units of all strata.
+    """
+    if not pairs:
+        raise ValueError("a mean over strata needs at least one stratum")
+    return _stratified_mean([_difference(a_N, b_N) for a_N, b_N in pairs], rng, level, resamples)
+
+
+def _difference(a_N: ArrayLike, b_N: ArrayLike) -> NDArray[np.float64]:
     a_N, b_N = _vector(a_N), _vector(b_N)
     if len(a_N) != len(b_N):
         raise ValueError(f"paired values must be equally many, got {len(a_N)} and {len(b_N)}")
-    return bootstrap_mean(a_N - b_N, rng, level, resamples)
+    return a_N - b_N
+
+
+def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
+    """The mean of independent estimates, with an interval made from theirs (MOVER: Zou and Donner 2008).
+
+    The distances to the lower bounds, and those to the upper ones, add up as standard errors do: the root of the sum of
+    squares, divided by their number. So what Wilson's interval says of a task at 0 or 1 is kept, where a bootstrap of
+    equal values has length 0. `n` counts the units of all. Raises ValueError for no interval or unequal levels.
+    """
+    if len({i.level for i in intervals}) != 1:
+        raise ValueError("the mean of intervals needs at least one, and all at the same level")
+    value, count = float(np.mean([i.value for i in intervals])), len(intervals)
+    below = float(np.linalg.norm([i.value - i.low for i in intervals])) / count
+    above = float(np.linalg.norm([i.high - i.value for i in intervals])) / count
+    return Interval(value, value - below, value + above, sum(i.n for i in intervals), intervals[0].level)
 
 
 def pass_at_k(correct_P: ArrayLike, samples_P: ArrayLike, k: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config import ConfigError, config_from_args, option, run_command, to_yaml
+from llm.config import ConfigError, config_from_args, listing, option, run_command, to_yaml
 from llm.runs import open_run
 from llm.train import TrainConfig
 
@@ -22,6 +22,7 @@ class Example:
     rate: float = option(0.5, "How fast.")
     kind: str = option("a", "Which.", ("a", "b"))
     mask: bool = option(True, "Whether.")
+    folders: tuple[str, ...] = listing("Where.")
 
 
 def parse(*argv: str) -> Example:
@@ -42,6 +43,15 @@ def test_a_config_written_as_yaml_reads_back_equal(tmp_path: Path):
     assert config_from_args(TrainConfig, ["--config", str(path)], "llm.train") == config
 
 
+def test_words_follow_one_flag_and_are_a_list_in_yaml(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text(to_yaml(Example(folders=("a", "b c"))))
+    assert parse("--config", str(path)).folders == ("a", "b c")
+    assert parse("--folders", "x", "y", "--steps", "9") == Example(steps=9, folders=("x", "y"))
+    assert parse("--config", str(path), "--folders", "x").folders == ("x",)
+    assert parse().folders == ()
+
+
 @pytest.mark.parametrize(
     ("argv", "file", "words"),
     [
@@ -53,6 +63,9 @@ def test_a_config_written_as_yaml_reads_back_equal(tmp_path: Path):
         ([], "steps: [1]", ["steps must be a int"]),
         ([], "steps: 1.5", ["steps must be a int"]),
         ([], "mask: maybe", ["mask must be true or false"]),
+        (["--folders"], None, ["--folders", "at least one"]),
+        ([], "folders: a b", ["folders must be a list of words", "'a b'"]),
+        ([], "folders: [1]", ["folders must be a list of words"]),
         ([], "a: [", ["not valid YAML"]),
         ([], "just words", ["field: value"]),
     ],

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llm.statistics import bootstrap_mean, mean_score, paired_difference, pass_at_k, wilson
+from llm.statistics import (
+    Interval,
+    bootstrap_mean,
+    mean_of_intervals,
+    mean_score,
+    paired_difference,
+    pass_at_k,
+    stratified_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (81, 263), (499, 500)])
@@ -81,6 +90,39 @@ def test_paired_difference_removes_what_both_share() -> None:
 def test_paired_difference_refuses_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="equally many"):
         paired_difference([1.0, 2.0], [1.0], np.random.default_rng(0))
+
+
+def test_strata_count_alike_and_their_units_are_resampled_within_them() -> None:
+    rng = np.random.default_rng(7)
+    many, few = rng.normal(0.0, 1.0, size=1_000), rng.normal(8.0, 3.0, size=100)
+    found = stratified_difference([(many, np.zeros(1_000)), (few + 1.0, np.ones(100))], np.random.default_rng(8))
+    assert found.value == pytest.approx((many.mean() + few.mean()) / 2)  # pooled it would be about .7
+    assert found.n == 1_100
+    # var = (1 / 1000 + 9 / 100) / 4, a half-width of about .3; were units to change strata it would be about twice that
+    half = 1.96 * np.sqrt(many.var() / 1_000 + few.var() / 100) / 2
+    assert found.low == pytest.approx(found.value - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.value + half, abs=0.1 * half)
+
+
+def test_one_stratum_is_a_paired_difference_and_none_is_refused() -> None:
+    a, b = np.random.default_rng(9).normal(size=(2, 30))
+    one = stratified_difference([(a, b)], np.random.default_rng(10))
+    assert one == paired_difference(a, b, np.random.default_rng(10)) == bootstrap_mean(a - b, np.random.default_rng(10))
+    with pytest.raises(ValueError, match="at least one stratum"):
+        stratified_difference([], np.random.default_rng(0))
+    with pytest.raises(ValueError, match="equally many"):
+        stratified_difference([(a, b), (a, b[1:])], np.random.default_rng(0))
+
+
+def test_the_mean_of_intervals_adds_distances_to_bounds_as_standard_errors() -> None:
+    mean = mean_of_intervals([Interval(0.5, 0.2, 0.9, 10), Interval(1.0, 0.6, 1.0, 30)])
+    expected = (0.75, 0.75 - 0.5 / 2, 0.75 + 0.4 / 2, 40)  # .3 and .4 below make .5; .4 and 0 above make .4
+    assert (mean.value, mean.low, mean.high, mean.n) == pytest.approx(expected)
+    alone = mean_of_intervals([wilson(3, 10)])
+    assert (alone.low, alone.high) == pytest.approx((wilson(3, 10).low, wilson(3, 10).high))
+    for bad in ([], [wilson(1, 2), wilson(1, 2, 0.9)]):
+        with pytest.raises(ValueError, match="same level"):
+            mean_of_intervals(bad)
 
 
 def test_scores_that_are_all_equal_to_0_or_1_keep_wilsons_interval() -> None:
