@@ -260,7 +260,7 @@ def contrast(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, An
     out: dict[str, Any] = {"a": a, "b": b, "units": [list(unit) for unit in units], "held_out": None}
     for axis in AXES:
         out[axis] = {measure: _paired(pairs, "axes", axis, measure) for measure in ("area", "late")}
-    if all(c["held_out"] is not None for pair in pairs for c in pair):
+    if all(c.get("held_out") is not None for pair in pairs for c in pair):  # results of before this was kept lack it
         out["held_out"] = {name: _paired(pairs, "held_out", name, "after") for name in HELD_OUT}
     return out
 
