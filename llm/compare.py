@@ -332,11 +332,15 @@ def _run_cells(workers: _Workers, title: str, cells: Sequence[Cell]) -> None:
     workers.run(title, [(_run_cell, (c,), c.folder.path.with_name(c.folder.path.name + ".log")) for c in open_cells])
 
 
-def _make_warm_starts(workers: _Workers, config: CompareConfig) -> None:
+def _warm_starts(config: CompareConfig) -> dict[int, Path]:
+    """By their seeds the folders of the warm starts that the comparison makes for itself."""
     used = {name for study in config.studies.values() for name in study["seeds"]} | set(config.tune.get("seeds", ()))
     seeds = [int(m[1]) for name in sorted(used) if (m := _WARM.fullmatch(str(config.checkpoints[name])))]
-    folders = {seed: _warm_folder(config, seed) for seed in seeds}
-    missing = {seed: folder for seed, folder in folders.items() if not folder.is_dir()}
+    return {seed: _warm_folder(config, seed) for seed in seeds}
+
+
+def _make_warm_starts(workers: _Workers, config: CompareConfig) -> None:
+    missing = {seed: folder for seed, folder in _warm_starts(config).items() if not folder.is_dir()}
     if missing:
         workers.run("warm starts", [(_make, item, item[1].with_suffix(".log")) for item in missing.items()])
 
@@ -421,7 +425,14 @@ def _result(
         "command": "python -m llm.compare " + shlex.join(sys.argv[1:]),
         "dials": dials,
         "tuning": tuning,
-        "commands": [command(cell) for cell in cells],
+        "commands": [
+            *(
+                f"python -m llm.tiny --seed {seed} --threads 1 --out {shlex.quote(str(folder))}"
+                for seed, folder in _warm_starts(config).items()
+            ),
+            *(command(cell) for cells in _tuning_cells(config).values() for cell in cells),
+            *(command(cell) for cell in cells),
+        ],
         "cell_seconds": sum(r["seconds"] for r in results),
         "seconds": seconds,
         "jobs": _jobs(config.jobs),

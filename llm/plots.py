@@ -86,6 +86,8 @@ def localization_figure(result: dict[str, Any], path: Path) -> None:
     _paper_marks(b, result["paper"], "correction", bins)
     if k == 4:  # the paper's number of continuations
         _paper_marks(c, result["paper"], "pass_at_4", ("clean", "erroneous"))
+    for axes in (a, b, c):
+        axes.set_ylim(bottom=0)  # after all is drawn: it ends the automatic choice of the upper end
     a.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share of failures", title="(a) where it cuts")
     b.set(xlabel=f"{name} - oracle, in thoughts", ylabel="share correct", title="(b) continuations from the cut")
     c.set(ylabel=f"Pass@{k}", title="(c) clean (not late) and erroneous prefixes")
@@ -112,7 +114,6 @@ def _bars(axes: Any, labels: Sequence[str], cells: Sequence[dict[str, Any] | Non
             axes.bar(x, cell["value"], color=color, alpha=0.75, width=0.7)
             axes.errorbar(x, cell["value"], yerr=_errors(cell), color="k", capsize=2, lw=1)
     axes.set_xlim(-0.6, len(labels) - 0.4)
-    axes.set_ylim(bottom=0)
 
 
 def _paper_marks(axes: Any, rows: Sequence[dict[str, Any]], panel: str, labels: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ __all__ = ["shown", "way", "write_report"]
 
 _GRID = 200
 _SMOOTH = 0.025
+_ENOUGH = 8
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.7em 0;font-size:13px}th,td{padding:.25em .7em;text-align:right;
 border-bottom:1px solid #ddd;white-space:nowrap}th{white-space:normal}.wide{overflow-x:auto}
@@ -66,9 +67,9 @@ def _colours(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _head(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-    minutes = result["seconds"] / 60
+    minutes, runs = result["seconds"] / 60, sum(len(dial["cells"]) for dial in result["dials"].values())
     return (
-        f"<pre>{html.escape(result['command'])}</pre><p>{len(result['commands'])} evaluation runs, "
+        f"<pre>{html.escape(result['command'])}</pre><p>{runs} evaluation runs, "
         f"{minutes:.1f} minutes of wall clock in this call with {result['jobs']} processes "
         f"({result['cell_seconds'] / 60:.1f} minutes of training steps in all evaluation runs). "
         f"{html.escape(versions)}.</p>"
@@ -78,7 +79,8 @@ def _head(result: Mapping[str, Any]) -> str:
         "update. The budget is what the median run of the cheapest method spent; a run that ended before it is held at "
         f"the mean of its last {WINDOW} steps. Tokens count everything generated: trained rollouts, "
         "discarded seeds, localisation answers, and rollouts made to localise; rollouts likewise. Intervals are 95% "
-        "percentile bootstraps over units, paired for differences. They are not corrected for the number of "
+        "percentile bootstraps over units, paired for differences; with 3 units they hold a mean 73% of the time, "
+        "with 4 79%, with 12 92% (normal values). They are not corrected for the number of "
         "contrasts, and they take the units of one warm start for independent; the means by warm start stand beside "
         f"them. The way to a target is read from a centred moving average of {WINDOW} steps; its median counts runs "
         "that never get there as infinite.</p>"
@@ -310,9 +312,9 @@ def shown(interval: Mapping[str, float], sign: str = "") -> str:
 
 
 def _interval(interval: Mapping[str, float], sign: str = "") -> str:
-    """A difference whose interval leaves out zero is set in bold."""
+    """A difference whose interval leaves out zero is set in bold, if it is of enough units to say so."""
     text = shown(interval, sign)
-    clear = sign and interval["low"] < interval["high"] and (interval["low"] > 0 or interval["high"] < 0)
+    clear = sign and interval["n"] >= _ENOUGH and (interval["low"] > 0 or interval["high"] < 0)
     return f'<span class="clear">{text}</span>' if clear else text
 
 

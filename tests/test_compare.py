@@ -190,6 +190,8 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     assert result["dials"]["four"]["cells"][3]["held_out"]["sampled"]["after"] == cell["after"]["sampled"]["value"]
     assert page.count("Held-out accuracy, before and after all steps") == 2
     assert all(command.replace("'", "&#x27;") in page for command in result["commands"])
+    assert sum("/tuning/" in command for command in result["commands"]) == 4
+    assert "6 evaluation runs" in page
 
     # resume: what is finished stays, what was interrupted ends as before, what was added is run
     kept, broken = out / "cells/four/grpo/base-s0", out / "cells/four/grpo/base-s1"
