@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +16,7 @@ from cpi.draws import DrawKey
 from cpi.groups import Localisation, Phase, Plan, Rollouts, Split, collect
 from cpi.resets import Cost, UniformWithinEpisode
 from llm.first_errors import FirstErrors, Measuring
-from llm.generate import Sampled
+from llm.generate import Sampled, ThoughtSimulator
 from llm.localize import Earlier, EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer, parse_answer
 from llm.metrics import step_metrics, step_sums
 from llm.rewards.base import Score
@@ -233,18 +233,37 @@ def test_first_errors_by_value_are_those_that_a_silent_task_keeps_to_itself():
     seeds = [loc.seed for loc in rollouts.localisations]
     assert len(seeds) > 3
 
-    found = Measuring(every=2, seeds=3, continuations=64)(silent, rollouts, step=4)
+    found = Measuring(every=2, seeds=3, continuations=256)(silent, rollouts, step=4)
     assert [found(s) for s in seeds[:3]] == [simulator.task.first_error(s.problem, s.thoughts) for s in seeds[:3]]
     assert [found(s) for s in seeds[3:]] == [None] * (len(seeds) - 3)
-    assert found.rollouts == 3 * 3 * 64
+    assert found.rollouts == 3 * 3 * 256
     metrics = step_metrics(step_sums(_with(rollouts, rollouts.localisations, seeds), [], found, {}))
     assert metrics["kappa"] == 1.0 and metrics["localiser_exact"] is not None
-    assert metrics["oracle_rollouts"] == 3 * 3 * 64
+    assert metrics["oracle_rollouts"] == 3 * 3 * 256
 
     assert Measuring(every=2)(silent, rollouts, step=3).rollouts == 0
     assert Measuring(every=0)(silent, rollouts, step=4).rollouts == 0
     told = Measuring(every=2)(simulator, rollouts, step=4)  # a task that knows is asked about all of them
     assert told.rollouts == 0 and None not in [told(s) for s in seeds]
+
+
+def test_a_localiser_by_value_is_not_measured_against_its_own_continuations():
+    simulator, traces = _rollouts(4)
+    seeds = [t for t in traces if not t.outcome]
+    asked = []
+
+    class Recording(ThoughtSimulator):
+        def continue_from(self, prefixes, keys):
+            asked.append(set(keys))
+            return super().continue_from(prefixes, keys)
+
+    recording = Recording(**{f.name: getattr(simulator, f.name) for f in fields(simulator)})
+    recording.task = _Silent(simulator.task.right)
+    ValueLocalizer(recording, 4).cut_probs(seeds)
+    localisations = [Localisation(0, s, np.eye(3)[0], 0) for s in seeds]
+    Measuring(every=1)(recording, _with(_fresh(seeds)[0], localisations, seeds), step=0)
+    by_localiser, by_oracle = asked
+    assert by_localiser and by_oracle and not by_localiser & by_oracle
 
 
 def test_streams_of_values_share_no_draw():
