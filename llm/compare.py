@@ -44,7 +44,7 @@ from tqdm import tqdm
 from llm.config import USER_ERRORS, ConfigError, config_from_args, listing, mapping, option, run_command, to_yaml
 from llm.curves import AXES, HELD_OUT, Run, budgets, contrast, curve_of, held, held_out_of, mean_over, summarise
 from llm.evaluations import compare_folders, print_comparison, write_comparison
-from llm.report import shown, way, write_report
+from llm.report import over_warm_starts, shown, way, write_report
 from llm.runs import RunFolder, new_folder, open_run, versions
 from llm.setup import resolve_model
 from llm.tiny.__main__ import TinyConfig
@@ -479,11 +479,14 @@ def _variants_table(name: str, dial: Mapping[str, Any]) -> Table:
 
 def _contrast_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title)
-    for column in ("difference of mean accuracy", *(f"at equal {axis}" for axis in AXES), "wins at equal tokens"):
+    several = any(row["tokens"]["area"]["over_checkpoints"] for row in rows)
+    columns = ["difference of mean accuracy", *(f"at equal {axis}" for axis in AXES), "wins at equal tokens"]
+    for column in columns + ["tokens, over warm starts"] * several:
         table.add_column(column, justify="left" if column.startswith("diff") else "right")
     for row in rows:
-        wins = f"{row['tokens']['area']['wins']} of {len(row['units'])}"
-        table.add_row(f"{row['a']} - {row['b']}", *(shown(row[axis]["area"], "+") for axis in AXES), wins)
+        tokens = row["tokens"]["area"]
+        wins, over = f"{tokens['wins']} of {len(row['units'])}", [over_warm_starts(tokens)] * several
+        table.add_row(f"{row['a']} - {row['b']}", *(shown(row[axis]["area"], "+") for axis in AXES), wins, *over)
     return table
 
 

@@ -15,6 +15,8 @@ much of all others is looked at. The noise of single steps is left in: means ove
 first point that reaches a target would be biased by it, and is therefore read from a moving average.
 
 A unit is a pair (warm start, seed). Methods are compared on the units that both have run, with a bootstrap over units.
+Seeds of one warm start share its weaknesses, so where there are several warm starts there is a second interval, over
+the means of the warm starts: it says what another warm start would show, the first one what another seed would.
 Where the runs measured held-out accuracy before and after training, that is compared too, at equal steps.
 """
 
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.statistics import bootstrap_mean, paired_difference
+from llm.statistics import bootstrap_mean, paired_difference, student_mean
 
 __all__ = [
     "AXES",
@@ -55,6 +57,8 @@ HELD_OUT = ("greedy", "sampled")
 """How a run answers its held-out problems, before and after training."""
 WINDOW = 5
 """Steps of the moving average from which the way to a target is read, and of the mean that holds a short run."""
+_WARM_STARTS = 3
+"""How many warm starts an interval over them takes at least."""
 _QUALITY = (
     "kappa",
     "rho",
@@ -248,9 +252,10 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
 def contrast(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, Any] | None:
     """a - b over the units that both have run, by axis and measure; None if there are none.
 
-    Each holds the mean difference with its paired bootstrap interval, the wins of a (ties count for neither), and the
-    mean difference on each warm start, which says whether one of them carries the result. ``held_out`` holds the same
-    of held-out accuracy after training, None unless all of these runs measured it.
+    Each holds the mean difference with its paired bootstrap interval, the wins of a (ties count for neither), the mean
+    difference on each warm start, which says whether one of them carries the result, and Student's interval over these
+    means (None for fewer than `_WARM_STARTS`). ``held_out`` holds the same of held-out accuracy after training, None
+    unless all of these runs measured it.
     """
     of = {name: {(c["checkpoint"], c["seed"]): c for c in cells if c["variant"] == name} for name in (a, b)}
     units = sorted(of[a].keys() & of[b].keys())
@@ -268,13 +273,12 @@ def contrast(cells: Sequence[Mapping[str, Any]], a: str, b: str) -> dict[str, An
 def _paired(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], *path: str) -> dict[str, Any]:
     """The difference of what stands at `path` in the cells of each pair."""
     a_N, b_N = (np.array([reduce(getitem, path, pair[i]) for pair in pairs], dtype=np.float64) for i in (0, 1))
-    difference, starts = a_N - b_N, [pair[0]["checkpoint"] for pair in pairs]
+    difference, starts = a_N - b_N, np.array([pair[0]["checkpoint"] for pair in pairs])
+    means = {str(name): float(difference[starts == name].mean()) for name in dict.fromkeys(starts)}
     return {
         **asdict(paired_difference(a_N, b_N, np.random.default_rng(0))),
         "wins": int((difference > 0).sum()),
         "losses": int((difference < 0).sum()),
-        "checkpoints": {
-            name: float(np.mean([d for d, start in zip(difference, starts, strict=True) if start == name]))
-            for name in dict.fromkeys(starts)
-        },
+        "checkpoints": means,
+        "over_checkpoints": asdict(student_mean(list(means.values()))) if len(means) >= _WARM_STARTS else None,
     }

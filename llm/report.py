@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from llm.curves import AXES, HELD_OUT, LATE, WINDOW, Run, held
 
-__all__ = ["shown", "way", "write_report"]
+__all__ = ["over_warm_starts", "shown", "way", "write_report"]
 
 _GRID = 200
 _SMOOTH = 0.025
@@ -81,9 +81,11 @@ def _head(result: Mapping[str, Any]) -> str:
         "discarded seeds, localisation answers, and rollouts made to localise; rollouts likewise. Intervals are 95% "
         "percentile bootstraps over units, paired for differences; with 3 units they hold a mean 73% of the time, "
         "with 4 79%, with 12 92% (normal values). They are not corrected for the number of "
-        "contrasts, and they take the units of one warm start for independent; the means by warm start stand beside "
-        f"them. The way to a target is read from a centred moving average of {WINDOW} steps; its median counts runs "
-        "that never get there as infinite.</p>"
+        "contrasts, and they take the units of one warm start for independent: they say what other seeds of these warm "
+        "starts would show. What other warm starts would is said by the interval <i>over warm starts</i>, Student's of "
+        "the means of each. A contrast stands only where both methods have run the same units. The way to a target is "
+        f"read from a centred moving average of {WINDOW} steps; its median counts runs that never get there as "
+        "infinite.</p>"
     )
 
 
@@ -133,13 +135,15 @@ def _variants_table(dial: Mapping[str, Any]) -> str:
 
 def _contrast_table(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
     title = {"area": "mean accuracy", "late": "accuracy at budget"}[measure]
-    head = [f"difference in {title}", *(f"equal {axis}" for axis in AXES), "wins", "by warm start (equal tokens)"]
+    head = [f"difference in {title}", *(f"equal {axis}" for axis in AXES), "wins"]
+    head += ["equal tokens, over warm starts", "on each"]
     body = []
     for row in rows:
         tokens = row["tokens"][measure]
         starts = ", ".join(f"{name} {value:+.3f}" for name, value in tokens["checkpoints"].items())
         cells = [_interval(row[axis][measure], sign="+") for axis in AXES]
-        body.append([f"{row['a']} - {row['b']}", *cells, f"{tokens['wins']} of {len(row['units'])}", starts])
+        wins = f"{tokens['wins']} of {len(row['units'])}"
+        body.append([f"{row['a']} - {row['b']}", *cells, wins, over_warm_starts(tokens, _interval), starts])
     return _table(head, body)
 
 
@@ -309,6 +313,12 @@ def shown(interval: Mapping[str, float], sign: str = "") -> str:
     value = f"{interval['value']:{sign}.3f}"
     point = interval["low"] == interval["high"]
     return value if point else f"{value} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
+
+
+def over_warm_starts(difference: Mapping[str, Any], show: Callable[..., str] = shown) -> str:
+    """The interval of a difference over the means of its warm starts; "-" where they are too few."""
+    found = difference["over_checkpoints"]
+    return "-" if found is None else show(found, sign="+")
 
 
 def _interval(interval: Mapping[str, float], sign: str = "") -> str:

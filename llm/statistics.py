@@ -5,7 +5,8 @@ Three questions come up in every table of this package, and each has one answer 
 - a share of independent trials: Wilson's score interval, which keeps its coverage for small n and at 0 and 1;
 - a mean of anything else (graded scores, areas under curves, pass@k over problems) and of paired differences: the
   percentile bootstrap over the independent units, which are problems within a run and seeds between runs; over several
-  tasks, which count alike, units are resampled within their task;
+  tasks, which count alike, units are resampled within their task; where units come in clusters (the seeds of one warm
+  start), Student's interval over the means of the clusters, which are what is independent;
 - pass@k from n >= k samples: the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), 1 - C(n-c, k) / C(n, k).
 
 The bootstrap's generator is an argument, so a reported interval can be reproduced.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 __all__ = [
     "Interval",
@@ -28,6 +29,7 @@ __all__ = [
     "paired_difference",
     "pass_at_k",
     "stratified_difference",
+    "student_mean",
     "wilson",
 ]
 
@@ -80,6 +82,22 @@ def bootstrap_mean(
     Raises ValueError for an empty array, NaN, or a level outside (0, 1).
     """
     return _stratified_mean([_vector(values_N)], rng, level, resamples)
+
+
+def student_mean(values_N: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's interval of the mean of `values_N` [N]: exact for normal values, also of few units.
+
+    For means of clusters, since a mean over several runs is nearly normal where a single run is not.
+    Raises ValueError for fewer than two values, NaN, or a level outside (0, 1).
+    """
+    _check_level(level)
+    values_N = _vector(values_N)
+    if len(values_N) < 2:
+        raise ValueError("Student's interval needs at least two values")
+    value = float(values_N.mean())
+    quantile = float(stdtrit(len(values_N) - 1, 0.5 + level / 2))
+    half = quantile * float(values_N.std(ddof=1)) / np.sqrt(len(values_N))
+    return Interval(value, float(value - half), float(value + half), len(values_N), level)
 
 
 def _stratified_mean(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 from training import SMALL
 
 from benchmarks.step_cost import StepCostConfig
@@ -30,7 +31,7 @@ from llm.curves import (
     reach,
     summarise,
 )
-from llm.report import shown
+from llm.report import over_warm_starts, shown
 from llm.train import TrainConfig
 from llm.train import main as train
 
@@ -102,7 +103,20 @@ def test_a_contrast_uses_the_units_that_both_have_run_and_counts_wins():
     assert (area["wins"], area["losses"], area["n"]) == (2, 1, 3)
     assert area["checkpoints"] == pytest.approx({"p": 0.0, "q": 0.2})
     assert area["low"] < area["value"] < area["high"]
+    assert area["over_checkpoints"] is None, "two warm starts have no interval"
     assert contrast(summarise(runs, target=0.5)["cells"], "a", "nowhere") is None
+
+
+def test_seeds_of_one_warm_start_are_one_value_of_the_interval_over_warm_starts():
+    starts = {"p": (0.6, 0.6, 0.6, 0.6), "q": (0.1,), "r": (0.3, 0.5)}
+    runs = [_run("a", [0.0, v], 10.0, c, s) for c, values in starts.items() for s, v in enumerate(values)]
+    runs += [_run("b", [0.0, 0.0], 10.0, c, s) for c, values in starts.items() for s in range(len(values))]
+    row = contrast(summarise(runs, target=0.5)["cells"], "a", "b")
+    over = row["tokens"]["area"]["over_checkpoints"]
+    expected = stats.ttest_1samp([0.3, 0.05, 0.2], 0.0).confidence_interval(0.95)
+    assert (over["low"], over["high"]) == pytest.approx((expected.low, expected.high))
+    assert (over["value"], over["n"]) == (pytest.approx(0.55 / 3), 3)
+    assert over_warm_starts(row["tokens"]["area"]) == "+0.183 [-0.129, +0.496]"
 
 
 def test_held_out_accuracy_is_compared_after_training_where_every_run_measured_it():
@@ -245,14 +259,14 @@ def test_a_mistake_that_a_run_meets_is_one_line_and_the_rest_is_in_its_log(tmp_p
     assert "ConfigError" in log.read_text()
 
 
-@pytest.mark.parametrize("name", ["quick", "full", "ablations", "confirm", "smollm2", "smollm2-gpu"])
+@pytest.mark.parametrize("name", ["quick", "full", "ablations", "confirm", "wide", "smollm2", "smollm2-gpu"])
 def test_the_presets_are_valid_and_every_claim_has_its_units(name):
     file = Path(__file__).parent.parent / "configs" / f"compare-{name}.yaml"
     config = config_from_args(CompareConfig, ["--config", str(file), "--output", "nowhere"], "llm.compare")
     cells = plan(config, {})
     assert cells and all(cell.config.prompts * cell.config.steps <= cell.config.train_problems for cell in cells)
     units = {v: {(c.checkpoint, c.seed) for c in cells if c.variant == v} for v in config.variants}
-    least = {"quick": (2, 1), "smollm2": (3, 1), "smollm2-gpu": (3, 1)}.get(name, (10, 3))
+    least = {"quick": (2, 1), "wide": (12, 12), "smollm2": (3, 1), "smollm2-gpu": (3, 1)}.get(name, (10, 3))
     for a, b in (pair for pairs in config.contrasts.values() for pair in pairs):
         both = units[a] & units[b]
         assert len(both) >= least[0] and len({checkpoint for checkpoint, _ in both}) >= least[1], (a, b)

@@ -14,6 +14,7 @@ from llm.statistics import (
     paired_difference,
     pass_at_k,
     stratified_difference,
+    student_mean,
     wilson,
 )
 
@@ -69,6 +70,18 @@ def test_bootstrap_covers_the_mean_at_about_its_level() -> None:
         hits += interval.low <= 0.0 <= interval.high
     # nominal .95, about .94 at N = 50; binomial sd over 400 trials .012, so .90 is more than three of them away
     assert 0.90 < hits / trials < 0.98
+
+
+def test_students_interval_is_scipys_and_covers_the_mean_of_four_values() -> None:
+    x = np.random.default_rng(11).normal(size=7)
+    expected = stats.ttest_1samp(x, 0.0).confidence_interval(0.9)
+    found = student_mean(x, 0.9)
+    assert (found.value, found.low, found.high) == pytest.approx((x.mean(), expected.low, expected.high))
+    samples = (student_mean(row) for row in np.random.default_rng(12).normal(size=(2_000, 4)))
+    # sd .005, so .93 and .97 are four away; the percentile bootstrap has .79 here
+    assert 0.93 < np.mean([s.low <= 0.0 <= s.high for s in samples]) < 0.97
+    with pytest.raises(ValueError, match="at least two"):
+        student_mean([1.0])
 
 
 def test_bootstrap_does_not_depend_on_its_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
