@@ -10,6 +10,7 @@ result.json        before, after, budget                figure.png      learning
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import yaml
 
 from llm.config import ConfigError, to_yaml
 
-__all__ = ["RunFolder", "default_folder", "new_folder", "open_run", "versions"]
+__all__ = ["RunFolder", "default_folder", "file_digest", "new_folder", "open_run", "versions"]
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "math-verify", "reasoning-gym")
 
@@ -92,6 +93,12 @@ class RunFolder:
             temporary = self.file(name + ".part")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             os.replace(temporary, self.file(name))
+
+
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def new_folder(place: str, option: str, record: str) -> Path:

@@ -34,7 +34,6 @@ Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +61,7 @@ from llm.first_errors import FirstErrors, Measuring
 from llm.generate import ThoughtSimulator, TransformersBackend, evaluating
 from llm.metrics import merge, step_metrics, step_sums
 from llm.objective import Roll, Row, TrainingMethod
+from llm.runs import file_digest
 from llm.tasks.base import Problem
 from llm.thoughts import ThoughtTrace
 from llm.vllm_backend import VLLMBackend, engine_of
@@ -381,12 +381,7 @@ def _no_reward(unused: list[float], **_: Any) -> list[float]:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _COMPLETE)
-    return {str(f.relative_to(folder)): _digest(f) for f in files}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {str(f.relative_to(folder)): file_digest(f) for f in files}
 
 
 def complete_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ from training import SMALL
 
 from benchmarks.step_cost import StepCostConfig
 from benchmarks.step_cost import main as step_cost
-from llm.compare import CompareConfig, _logged, _run_cell, main, plan
+from llm.compare import CompareConfig, _jobs, _logged, _run_cell, main, plan
 from llm.config import ConfigError, config_from_args
 from llm.curves import (
     HELD_OUT,
@@ -183,6 +184,9 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     assert result["dials"]["four"]["variants"]["oracle"]["units"] == 2
     assert result["dials"]["three"]["contrasts"]["Do resets pay <here>?"][0]["units"] == [["base", 0]]
 
+    weights = Path(SMALL["model"]) / "model.safetensors"
+    assert result["weights"]["base"] == {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
+
     # the learning rate of each method is the better one on the tuning seed, and the cells use it
     folder = out / "cells/four/oracle/base-s1"
     best = float(max(result["tuning"]["oracle"], key=lambda rate: result["tuning"]["oracle"][rate]))
@@ -289,3 +293,17 @@ def test_step_cost_counts_discarded_seeds_and_answers(tmp_path: Path):
 def test_one_unit_has_no_interval():
     assert shown({"value": 0.1, "low": 0.1, "high": 0.1}, "+") == "+0.100"
     assert shown({"value": 0.1, "low": -0.1, "high": 0.2}) == "0.100 [-0.100, 0.200]"
+
+
+def test_there_are_as_many_workers_as_memory_allows_for_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    big = tmp_path / "big"
+    big.mkdir()
+    (big / "config.json").write_text("{}")
+    with (big / "model.safetensors").open("wb") as file:
+        file.truncate(2**30)  # sparse: no byte of it is on the disk
+    monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 48 * 2**30)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    config = _config(tmp_path)
+    assert _jobs(replace(config, jobs=0)) == 16
+    assert _jobs(replace(config, jobs=0, checkpoints={"base": "warm:7", "big": str(big)})) == 48 // (2 + 20)
+    assert _jobs(replace(config, jobs=5)) == 5
