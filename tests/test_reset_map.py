@@ -289,6 +289,42 @@ def test_factors_of_a_reset_group_where_successes_are_rare():
     assert gain.thoughts == pytest.approx(m / (m - r / (1 - r)), rel=1e-6)
 
 
+@dataclass(frozen=True)
+class _Keep:
+    """Keeps c thoughts, wherever the error is."""
+
+    c: int
+
+    def __call__(self, place_PM, steps):
+        return np.broadcast_to(np.eye(steps)[self.c], (*place_PM.shape, steps))
+
+
+def test_a_cut_that_is_too_early_costs_what_the_corollary_says():
+    m, r, seed_exists = 10, 0.3, 1 - (0.3**10) ** 4
+
+    def given_clean(n):
+        """Efficiency of a reset with n hard thoughts ahead of it, where it kept no error."""
+        chain = Chain(m, m, r)
+        clean = chain.first_error_M[m - n :].sum() * seed_exists
+        return moments(chain, Scheme(Split((), (4,)), _Keep(m - n))).efficiency / clean
+
+    for n, d in ((7, 1), (6, 2), (6, 4)):
+        assert given_clean(n + d) / given_clean(n) == pytest.approx(r**d * (1 + d / n), rel=5e-3)
+
+
+def test_early_cuts_are_worth_as_much_as_exact_ones_and_late_ones_next_to_nothing():
+    chain = Chain(8, 6, 0.5)
+
+    def worth(cuts, seeds):
+        found, grpo = moments(chain, METHODS[f"srpo-{seeds}"](cuts)), moments(chain, METHODS["grpo"](cuts))
+        return found.efficiency / found.thoughts / (grpo.efficiency / grpo.thoughts)
+
+    cuts = [NearError(), *(NearError(0.0, ((-d, 1.0),)) for d in (1, 2, 3)), UniformCut(), NearError(0.0, ((1, 1.0),))]
+    # docs/theory.md, section 11
+    assert [worth(c, "furthest") for c in cuts] == pytest.approx([0.95, 1.10, 1.06, 0.99, 0.37, 0.19], abs=0.005)
+    assert [worth(c, "intact") for c in cuts] == pytest.approx([0.64, 0.81, 0.87, 0.88, 0.55, 0.16], abs=0.005)
+
+
 def test_the_furthest_seed_succeeds_more_and_costs_less():
     chain = Chain(8, 6, 0.5)
     furthest, uniform = (reset_gain(chain, METHODS[f"oracle-{n}"](WARM_START)) for n in ("furthest", "intact"))
