@@ -14,8 +14,8 @@ token ids, can take its place through the `Backend` protocol.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ from llm.thoughts import THOUGHT_END, Prefix, Prompts, ThoughtTrace, ThoughtWatc
 
 __all__ = [
     "Backend",
+    "InitialBackend",
     "NoStop",
     "Request",
     "Sampled",
@@ -148,6 +149,8 @@ class TransformersBackend:
     """Samples from a Hugging Face causal language model, `max_rows` rows at a time.
 
     `model` may be exchanged between calls: during a step the trainer puts the unwrapped model of accelerate here.
+    `initial` is its copy of the model before training, if a method needs one and no adapter keeps the weights as they
+    were.
     """
 
     model: Any
@@ -155,6 +158,7 @@ class TransformersBackend:
     pad_id: int
     text: TokenText
     max_rows: int = 512
+    initial: Any = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> TransformersBackend:
@@ -172,6 +176,20 @@ class TransformersBackend:
                 for i, sampled in zip(chunk, rows.run(), strict=True):
                     out[i] = sampled
         return out
+
+
+@dataclass(frozen=True)
+class InitialBackend:
+    """Samples from the model that another backend's was before training: from its copy, or with the adapter off."""
+
+    trained: TransformersBackend
+
+    def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
+        if self.trained.initial is not None:
+            return replace(self.trained, model=self.trained.initial).sample(requests, temperature, top_p)
+        adapted = hasattr(self.trained.model, "disable_adapter")
+        with self.trained.model.disable_adapter() if adapted else nullcontext():
+            return self.trained.sample(requests, temperature, top_p)
 
 
 @contextmanager

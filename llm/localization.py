@@ -61,7 +61,7 @@ __all__ = ["BINS", "LocalizationConfig", "main", "summarise"]
 BINS = ("<=-4", "-3", "-2", "-1", "0", "+1", "+2", "+3", ">=+4")
 """Deviations in thoughts; the outer bins hold everything beyond."""
 ORACLE, START = "oracle", "start"
-_NAMES = (*(name for name in LOCALIZERS if name not in ("trained", "noisy", ORACLE)), START)
+_NAMES = (*(name for name in LOCALIZERS if name not in ("frozen", "trained", "noisy", ORACLE)), START)
 _PASS_K = 4
 _PAPER_LENGTHS = {"max_tokens": 4096, "max_thoughts": 20, "max_thought_tokens": 256, "localize_tokens": 1024}
 

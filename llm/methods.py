@@ -20,7 +20,7 @@ from cpi.groups import FirstFailure, Group, IntactBase, Plan, SeedPolicy, Split,
 from cpi.resets import Cost, Noisy, ResetSampler, Start, UniformWithinEpisode
 from llm.baselines import CritiqueGRPO, SCoRe, SegmentTree, SegmentUnit, SegmentValues
 from llm.config import ConfigError, option
-from llm.generate import ThoughtSimulator
+from llm.generate import InitialBackend, ThoughtSimulator, TransformersBackend
 from llm.localize import Asked, Earlier, EntropyLocalizer, SelfLocalizer, ValueLocalizer
 from llm.objective import Length, Roll, Row, TrainingMethod, trace_row
 from llm.thoughts import Prefix, ThoughtTrace
@@ -87,6 +87,16 @@ def _own(at_hand: Localizers, config: MethodConfig) -> SelfLocalizer:
     return replace(at_hand.self_localizer, answers_per_seed=config.answers, spent=Cost(), counts=Counter(), asked={})
 
 
+def _frozen(at_hand: Localizers, config: MethodConfig) -> SelfLocalizer:
+    """The same, asked of the model as it was before training, which training on solutions alone cannot spoil."""
+    own = _own(at_hand, config)
+    if not isinstance(own.backend, TransformersBackend):
+        raise ConfigError(
+            "localizer frozen asks the model before training, which vLLM does not hold: use --backend transformers"
+        )
+    return replace(own, backend=InitialBackend(own.backend))
+
+
 def _trained(at_hand: Localizers, config: MethodConfig) -> SelfLocalizer:
     """The same, but sampled as rollouts are: an answer that is trained on must be on-policy, and explore."""
     sampling = at_hand.simulator.sampling
@@ -106,6 +116,7 @@ def _noisy(at_hand: Localizers, config: MethodConfig) -> Noisy:
 
 LOCALIZERS: dict[str, Callable[[Localizers, MethodConfig], ResetSampler]] = {
     "self": _own,
+    "frozen": _frozen,
     "trained": _trained,
     "oracle": lambda at_hand, config: at_hand.oracle,
     "random": lambda at_hand, config: UniformWithinEpisode(),
@@ -129,7 +140,7 @@ class Method:
     length: Length = "own"
     prefix_mask: bool = True
     trained: SelfLocalizer | None = None
-    needs_reference: ClassVar[bool] = False
+    needs_reference: bool = False
     remark: ClassVar[None] = None
 
     @property
@@ -269,12 +280,12 @@ def srpo(config: MethodConfig, localizers: Localizers) -> Method:
     plain GRPO group (the authors' release resets to step 1).
 
     Other values of ``localizer`` put another sampler in the model's place (`LOCALIZERS`). "noisy" is the task's oracle,
-    wrong by design (`cpi.resets.Noisy`). "trained" is the paper's open direction: the model is asked `answers` times
-    about one seed, the reset groups try distinct ones of its answers, and the answers are trained on as well
-    (`localizer_rows`).
+    wrong by design (`cpi.resets.Noisy`). "frozen" asks the model as it was before training. "trained" is the paper's
+    open direction: the model is asked `answers` times about one seed, the reset groups try distinct ones of its
+    answers, and the answers are trained on as well (`localizer_rows`).
     """
     sampler = LOCALIZERS[config.localizer](localizers, config)
-    method = _algorithm_2(config, sampler)
+    method = replace(_algorithm_2(config, sampler), needs_reference=config.localizer == "frozen")
     if config.localizer != "trained" or not isinstance(sampler, SelfLocalizer):
         return method
     several = config.share_seed and len(method.plan.split.reset) > 1 and config.rounds == 1
@@ -397,7 +408,7 @@ class MethodConfig:
         -1, "Localizer noisy: by how many thoughts it is off where it errs; negative is too early, positive too late."
     )
     margin: int = option(0, "Thoughts by which a reset goes back further than the localiser says.")
-    answers: int = option(1, "Localisation answers asked for each seed, by localizer self and trained.")
+    answers: int = option(1, "Localisation answers asked for each seed, by localizers self, frozen and trained.")
     continuations: int = option(
         4, "Continuations from each thought or segment for Monte Carlo values: localizer value, vineppo, spo-chain."
     )

@@ -75,7 +75,7 @@ class TrainingMethod(Protocol):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether rows may have a KL weight, so that the initial model must be kept."""
+        """Whether the initial model must be kept: rows may have a KL weight, or its answers are asked for."""
         ...
 
     @property

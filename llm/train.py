@@ -398,7 +398,7 @@ def _dry_run(config: TrainConfig) -> dict[str, Any]:
     if config.backend == "vllm":
         print(f"sampling    {describe(config)}")
     print("\n".join(plan.lines()))
-    if config.method == "srpo" and config.localizer in ("self", "trained"):
+    if config.method == "srpo" and config.localizer in ("self", "frozen", "trained"):
         print(f"            and of at most {config.localize_tokens} tokens for each localisation answer")
     return asdict(plan)
 

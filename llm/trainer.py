@@ -132,6 +132,8 @@ class ResetTrainer(GRPOTrainer):
         if self._reset_reference is not None:
             self._reset_reference.to(self.accelerator.device)
             add_fused_lm_head(self._reset_reference, temperature=self.temperature)
+            if isinstance(backend, TransformersBackend):
+                backend.initial = self._reset_reference
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
         if isinstance(backend, VLLMBackend):
             backend.engine = engine_of(self.vllm_generation)
