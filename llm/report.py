@@ -29,6 +29,7 @@ __all__ = ["over_warm_starts", "shown", "way", "write_report"]
 _GRID = 200
 _SMOOTH = 0.025
 _ENOUGH = 8
+_LINES = ("-", "--", "-.")
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.7em 0;font-size:13px}th,td{padding:.25em .7em;text-align:right;
 border-bottom:1px solid #ddd;white-space:nowrap}th{white-space:normal}.wide{overflow-x:auto}
@@ -212,7 +213,8 @@ def _question_figure(
     figure, axes = plt.subplots(1, 3, figsize=(14, height), layout="constrained", width_ratios=(1, 1, 0.8))
     for panel, axis in zip(axes, ("tokens", "rollouts"), strict=False):
         _curves(panel, runs, axis, budget[axis], colours)
-    axes[0].legend(frameon=False, fontsize=8)
+    best_first = sorted(zip(*axes[0].get_legend_handles_labels(), strict=True), key=lambda c: -c[0].get_ydata()[-1])
+    axes[0].legend(*zip(*best_first, strict=True), frameon=False, fontsize=8)
     _forest(axes[2], rows)
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
@@ -222,12 +224,12 @@ def _question_figure(
 
 def _curves(panel: Any, runs: Sequence[Run], axis: str, budget: float, colours: Mapping[str, Any]) -> None:
     grid = np.linspace(0, budget, _GRID)
-    for variant in dict.fromkeys(run.variant for run in runs):
+    for number, variant in enumerate(dict.fromkeys(run.variant for run in runs)):
         own = [run.curve for run in runs if run.variant == variant]
         y_NG = np.array([_smooth(np.interp(grid, *held(c, axis, budget))) for c in own])
         mean = y_NG.mean(axis=0)
         error = y_NG.std(axis=0, ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.zeros_like(mean)
-        panel.plot(grid, mean, label=f"{variant} ({len(own)})", color=colours[variant], lw=1.7)
+        panel.plot(grid, mean, label=f"{variant} ({len(own)})", color=colours[variant], lw=1.7, ls=_LINES[number % 3])
         panel.fill_between(grid, mean - error, mean + error, color=colours[variant], alpha=0.15, lw=0)
     panel.set(xlabel=f"{axis} spent", ylabel="accuracy of fresh rollouts", ylim=(-0.02, 1.02))
     panel.set_title("mean over units, smoothed for the eye; band: ± 1 s.e.", fontsize=8)
@@ -266,6 +268,7 @@ def _map_figure(result: Mapping[str, Any], path: Path) -> None:
         for _, rows in _items(result["dials"][dial]):
             for row in rows:
                 found.setdefault(f"{row['a']} - {row['b']}", {})[dial] = row["tokens"]["area"]
+    units = {dial: max((rows[dial]["n"] for rows in found.values() if dial in rows), default=0) for dial in dials}
     several = {name: rows for name, rows in found.items() if len(rows) > 1}
     columns = min(3, max(1, len(several)))
     lines = -(-max(1, len(several)) // columns)
@@ -281,7 +284,8 @@ def _map_figure(result: Mapping[str, Any], path: Path) -> None:
         panel.axvline(0, color="k", lw=0.8)
         panel.set_title(name, fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(4))
-        panel.set_yticks(range(len(dials)), dials, fontsize=8)
+        panel.set_yticks(range(len(dials)), [f"{dial} (n = {units[dial]})" for dial in dials], fontsize=8)
+        panel.set_xlabel("mean accuracy, equal tokens", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     axes.flat[0].invert_yaxis()
     for panel in list(axes.flat)[len(several) :]:
