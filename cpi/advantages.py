@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["AdvantageEstimator", "LeaveOneOut", "MeanBaseline", "ZScore"]
 
+_ROUNDING = 1e-9
+"""Rewards of a group that differ by no more, on the scale of the largest (at least 1), are equal."""
+
 
 class AdvantageEstimator(Protocol):
     """Rewards of groups -> advantages."""
@@ -69,7 +72,7 @@ class LeaveOneOut:
 
 @dataclass(frozen=True)
 class ZScore:
-    """(r - mean) / (std + eps), and 0 where all rewards of the group are equal.
+    """(r - mean) / (std + eps), and 0 where all rewards of the group are equal, up to rounding (1e-9).
 
     The paper: ``ZScore(ddof=0, eps=0.0)``, the population std. TRL 1.16: ``ZScore(ddof=1, eps=1e-4)``, Bessel's.
     """
@@ -80,7 +83,8 @@ class ZScore:
     def __call__(self, rewards_PG: ArrayLike) -> NDArray[np.float64]:
         rewards = _groups(rewards_PG)
         centred = rewards - rewards.mean(axis=1, keepdims=True)
-        constant = (rewards == rewards[:, :1]).all(axis=1, keepdims=True)
+        spread, size = np.ptp(rewards, axis=1, keepdims=True), np.abs(rewards).max(axis=1, keepdims=True)
+        constant = spread <= _ROUNDING * np.maximum(size, 1.0)  # means of equal scores may differ in their last digit
         std = rewards.std(axis=1, ddof=self.ddof, keepdims=True) + self.eps
         return np.where(constant, 0.0, centred / np.where(constant, 1.0, std))
 

@@ -37,7 +37,8 @@ def account(run: RunFolder) -> dict[str, Any]:
     """The account of one run, from its metrics.jsonl and timing.jsonl. Raises ConfigError where there is none.
 
     tokens: sampled in rollouts, discarded ones included. localisation_tokens: of answers; localiser_tokens: of
-    rollouts made in order to localise. trained_tokens: those that the loss sees.
+    rollouts made in order to localise. mean_response_tokens: of trained responses,
+    inherited prefixes included; None of a run that did not keep it.
     """
     rows, times = run.rows("metrics.jsonl"), run.rows("timing.jsonl")
     if not rows or not run.file("config.yaml").is_file():
@@ -53,11 +54,16 @@ def account(run: RunFolder) -> dict[str, Any]:
         **total,
         "all_tokens": all_tokens,
         "localisation_share": (total["localisation_tokens"] + total["localiser_tokens"]) / all_tokens,
-        "mean_response_tokens": float(np.mean([row["mean_tokens"] for row in rows])),
+        "mean_response_tokens": _mean([row.get("mean_response_tokens") for row in rows]),
         "seconds": seconds,
         "seconds_per_step": float(np.median([row["seconds"] for row in times])),
         "tokens_per_second": all_tokens / seconds,
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 _SUMS = (
@@ -107,8 +113,12 @@ def _own_table(accounts: Sequence[dict[str, Any]]) -> Table:
     for a in accounts:
         cells = [_with_ratio(a, first, name) for name in columns.values()]
         fixed = (a["run"], a["method"], str(a["steps"]))
-        table.add_row(*fixed, *cells, f"{a['mean_response_tokens']:.1f}", f"{a['tokens_per_second']:.0f}")
+        table.add_row(*fixed, *cells, _length(a), f"{a['tokens_per_second']:.0f}")
     return table
+
+
+def _length(a: dict[str, Any]) -> str:
+    return "-" if a["mean_response_tokens"] is None else f"{a['mean_response_tokens']:.1f}"
 
 
 def _with_ratio(a: dict[str, Any], first: dict[str, Any], name: str) -> str:

@@ -5,7 +5,8 @@ The deviations from the source are numbered in its docstring; to all of them app
 
   (a) by default there is one on-policy update per batch, so a ratio is 1 and PPO's clip does not bind; no KL term but
       SCoRe's;
-  (b) rows are averaged as in `llm.objective`, with the method's own normaliser as a factor on the advantages.
+  (b) rows are averaged as in `llm.objective`, with the method's own normaliser as a factor on the advantages where it
+      has one.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ class SegmentValues:
     segment ends after `interval` of them, wherever in a thought; and they alone are trained, normalised by their
     number.
 
-    Deviation, beside (a) and (b): (1) equal prefixes of a prompt, its start above all, share their continuations. The
-    continuations are in the account as discarded rollouts.
+    Deviations, beside (a) and (b): (1) equal prefixes of a prompt, its start above all, share their continuations,
+    which are in the account as discarded rollouts. VinePPO's code (McGill-NLP/VinePPO) further (2) whitens
+    advantages over the batch, where here a batch of more gains than losses keeps its drift; (3) averages over all
+    tokens of a minibatch, where here a row weighs by its own length as a GRPO row does; (4) makes two epochs, has K
+    = 9 continuations (here `continuations`) and a KL term.
     """
 
     name: str

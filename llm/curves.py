@@ -12,7 +12,8 @@ A budget on an axis is the least of what the compared methods cost, each by its 
 is read by linear interpolation. A run that spent less (its policy may have collapsed to short responses) is held, from
 its end on, at the mean of its last `WINDOW` steps: a budget of the cheapest run would let one collapsed run decide how
 much of all others is looked at. The noise of single steps is left in: means over a curve need no smoothing. Only the
-first point that reaches a target would be biased by it, and is therefore read from a moving average.
+first point that reaches a target would be biased by it, and is therefore read from a moving average; it counts if it is
+within the budget, beyond which the curves of dearer methods go on.
 
 A unit is a pair (warm start, seed). Methods are compared on the units that both have run, with a bootstrap over units.
 Seeds of one warm start share its weaknesses, so where there are several warm starts there is a second interval, over
@@ -179,15 +180,16 @@ def held(curve: Curve, axis: str, end: float) -> tuple[Array, Array]:
 
 
 def _values(run: Run, budget: Mapping[str, float], target: float) -> dict[str, dict[str, float | None]]:
-    """Of one run, by axis: mean accuracy up to the budget, accuracy at it, and the way to the target."""
+    """Of one run, by axis: mean accuracy up to the budget, accuracy at it, and the way to the target if within it."""
     curve = run.curve
     out: dict[str, dict[str, float | None]] = {}
     for axis in AXES:
         x, y = held(curve, axis, budget[axis])
+        reached = reach(curve.spent[axis], curve.accuracy_S, target)
         out[axis] = {
             "area": mean_over(x, y, 0.0, budget[axis]),
             "late": mean_over(x, y, (1 - LATE) * budget[axis], budget[axis]),
-            "reach": reach(curve.spent[axis], curve.accuracy_S, target),
+            "reach": reached if reached is not None and reached <= budget[axis] else None,
         }
     return out
 

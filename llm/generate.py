@@ -14,7 +14,7 @@ token ids, can take its place through the `Backend` protocol.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -187,8 +187,11 @@ class InitialBackend:
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
         if self.trained.initial is not None:
             return replace(self.trained, model=self.trained.initial).sample(requests, temperature, top_p)
-        adapted = hasattr(self.trained.model, "disable_adapter")
-        with self.trained.model.disable_adapter() if adapted else nullcontext():
+        if not hasattr(self.trained.model, "disable_adapter"):
+            raise ValueError(
+                "nothing keeps the weights of before training: set `initial` of the backend, or an adapter"
+            )
+        with self.trained.model.disable_adapter():
             return self.trained.sample(requests, temperature, top_p)
 
 

@@ -183,7 +183,8 @@ def _oracle(config: LocalizationConfig, world: World, failures: Sequence[Thought
     unknown = [t for t, k in zip(failures, known, strict=True) if k is None]
     rows: list[NDArray[np.float64]] = []
     if config.oracle != "task" and unknown:
-        rows = ValueLocalizer(world.simulator, config.value_continuations).cut_probs(unknown)
+        # draws of its own: localiser value must not be measured against its own continuations
+        rows = ValueLocalizer(world.simulator, config.value_continuations, stream=1).cut_probs(unknown)
     estimated = iter(rows)
     cuts: list[tuple[int | None, str]] = []
     for k in known:

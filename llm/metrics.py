@@ -10,8 +10,8 @@ holds one of its states: the prefix just before its first wrong thought, the sta
 is what the oracle localiser accepts, and a lower bound on the paper's G, which also holds states whose decision went
 well by chance.
 
-    p      coverage: states in G / states, along the failed fresh rollouts of the step (those a seed is drawn from);
-           in every run, also where nothing is localised
+    p      coverage: states in G / states, along the seeds; where nothing is localised, along the failed fresh rollouts
+           of the step (which weigh prompts with many failures more, and failures that a seed policy passes over)
     kappa  recall: the mean over seeds of g at the state in G, where g_k = row_k / max(row) is the sampler's row of
            cut probabilities as an acceptance test, scaled so that its likeliest cut is always accepted
     rho    precision: the sum of g over states in G / its sum over all states of all seeds
@@ -62,6 +62,7 @@ def step_sums(
         "trained": len(trained),
         "truncated": sum(not t.finished for t in trained),
         "trained_tokens": sum(t.generated for t in trained),
+        "response_tokens": sum(len(t.ids) for t in trained),
         "groups": len(rollouts.groups),
         "groups_with_signal": sum(bool(np.any(a != 0)) for a in advantages),
         **{f"verifier/{status}": float(statuses[status]) for status in ("unparsable", "timeout", "error")},
@@ -79,8 +80,8 @@ def step_sums(
 def _localisation_sums(
     localisations: Sequence[Localisation[ThoughtTrace]], first_errors: FirstErrors
 ) -> dict[str, float]:
-    names = ("cuts", "cut_sum", "known", "exact", "clean", "deviation", "seeds_known", "accepted_G", "accepted")
-    sums = dict.fromkeys(names, 0.0)
+    names = ("cuts", "cut_sum", "known", "exact", "clean", "deviation", "seeds_known", "seed_states")
+    sums = dict.fromkeys((*names, "accepted_G", "accepted"), 0.0)
     for loc in localisations:
         sums["cuts"] += loc.k >= 0
         sums["cut_sum"] += max(loc.k, 0)
@@ -89,6 +90,7 @@ def _localisation_sums(
             continue
         g_K = loc.row_K / max(float(loc.row_K.max(initial=0.0)), np.finfo(float).tiny)
         sums["seeds_known"] += 1
+        sums["seed_states"] += loc.row_K.size
         sums["accepted_G"] += float(g_K[true])
         sums["accepted"] += float(g_K.sum())
         if loc.k >= 0:
@@ -126,6 +128,7 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
         "groups_with_signal": _ratio(sums, "groups_with_signal", "groups"),
         "truncated": _ratio(sums, "truncated", "trained"),
         "mean_tokens": _ratio(sums, "trained_tokens", "trained"),
+        "mean_response_tokens": _ratio(sums, "response_tokens", "trained"),
         "localiser_exact": _ratio(sums, "exact", "known"),
         "localiser_clean": _ratio(sums, "clean", "known"),
         "localiser_deviation": _ratio(sums, "deviation", "known"),
@@ -133,7 +136,7 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
         "kl": _ratio(sums, "kl", "tied"),
         "kappa": _ratio(sums, "accepted_G", "seeds_known"),
         "rho": _ratio(sums, "accepted_G", "accepted"),
-        "p": _ratio(sums, "states_G", "states"),
+        "p": _ratio(sums, "seeds_known", "seed_states") or _ratio(sums, "states_G", "states"),
         **token_signal.step_ratios(sums),
         **{name: sums[name] for name in _COUNTS},
         **{name: value for name, value in sums.items() if "/" in name},

@@ -17,11 +17,11 @@ from transformers.utils import logging as hf_logging
 from cpi.draws import DrawKey
 from llm.config import ConfigError, option, run_command
 from llm.evaluate import find_subject, load_subject
-from llm.generate import Sampling
+from llm.generate import Sampling, TransformersBackend
 from llm.methods import build_method
 from llm.plots import signal_figure
 from llm.runs import RunFolder
-from llm.setup import build_world
+from llm.setup import build_world, load_model
 from llm.tasks import load_task
 from llm.token_signal import TokenSignal, roll_signal, summary
 from llm.train import TrainConfig
@@ -92,6 +92,9 @@ def _fresh_signal(config: SignalConfig, run: RunFolder) -> list[TokenSignal]:
         trained.prompt_style,
     )
     method = build_method(trained, world.localizers)
+    if method.needs_reference and not trained.lora:
+        assert isinstance(world.backend, TransformersBackend)
+        world.backend.initial = load_model(trained.model, trained.dtype)[0]
     keys = [DrawKey(seed=config.seed, step=trained.steps, prompt=i) for i in range(len(problems))]
     roll = method.roll(world.simulator, [world.simulator.root(p) for p in problems], keys)
     return roll_signal(roll.rollouts.groups, roll.advantages)

@@ -88,6 +88,9 @@ class TrainConfig(BackendConfig, MethodConfig):
         1, "Optimiser updates a step, on equal parts of its rollouts; the paper: 4, on 8 prompts each."
     )
     grad_clip: float = option(1.0, "Maximal norm of the gradient.")
+    ratio: bool = option(
+        True, "Weigh updates after a step's first by the ratio to the policy that sampled; no: -A log pi, as the paper."
+    )
     clip: float = option(0.0, "PPO's ratio bound (0.2 is usual); 0 for none, as in the paper.")
     micro_rows: int = option(64, "Rollouts in one backward pass, on each process.")
     sample_rows: int = option(512, "Rollouts sampled at once, on each process; vLLM queues by itself.")
@@ -157,6 +160,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(f"top_p must lie in (0, 1], got {config.top_p}")
     if not (config.learning_rate > 0 and math.isfinite(config.learning_rate)):
         raise ConfigError(f"learning_rate must be positive, got {config.learning_rate}")
+    if config.clip and not config.ratio:
+        raise ConfigError("clip bounds the ratio, which --no-ratio leaves out: give one of them")
     if config.vllm_server and not config.vllm_server.startswith(("http://", "https://")):
         raise ConfigError(f"vllm_server must be an address such as http://localhost:8000, got {config.vllm_server!r}")
     check_backend(config, [config.localizer], start=not config.dry_run)
@@ -435,6 +440,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
             on_step=reporter.on_step,
             on_log=reporter.on_log,
             measuring=Measuring(config.oracle_every, config.oracle_seeds, config.oracle_continuations),
+            ratio=config.ratio,
             model=world.model,
             processing_class=world.tokenizer,
             train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),

@@ -6,8 +6,10 @@ TRL keeps the optimiser, LoRA, accelerate (several processes), checkpoints and l
 Deviations from the paper:
  1. The loss is TRL's ``grpo``: the mean over all rollouts of the batch of each rollout's mean over its own tokens. The
     paper sums the base and the reset group's means; the factor 1/2 between them is a matter of the learning rate.
- 2. Clipping is off (a ratio bound of 1e9) unless asked for; with one update per batch the ratio is 1 anyway.
- 3. A fallback prompt (no failure, or no usable localisation) is one GRPO group of all its slots.
+ 2. Clipping is off (a ratio bound of 1e9) unless asked for. With one update a step the ratio is 1 anyway; with several
+    the later ones are weighed by it, where the paper's loss is -A log pi (`ratio` False).
+ 3. A fallback prompt (no failure, or no usable localisation) is one GRPO group of all its slots. With several updates
+    a step each takes equally many of its rows, as TRL shuffles them, where the paper's take whole prompts.
     Methods list their own deviations (`llm.methods`, `llm.baselines`).
 
 Deviations from TRL 1.16, each pinned by tests/test_trl_contract.py:
@@ -36,6 +38,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,13 +81,20 @@ class RunError(ValueError):
 def schedule(num_problems: int, prompts_per_step: int, steps: int, seed: int) -> Dataset:
     """The prompts of a whole run: row i is prompt i mod prompts_per_step of step i // prompts_per_step.
 
-    Each pass over the problems is a permutation of its own, a function of (seed, pass).
+    Each pass over the problems is a permutation of its own, a function of (seed, pass). A problem that a step holds
+    more than once, where two passes meet or problems are few, has other draws each time: ``draws`` is what its keys are
+    made of, the problem's index plus `num_problems` for each time before.
     """
     total = prompts_per_step * steps
     passes = math.ceil(total / num_problems)
     order = np.concatenate([np.random.default_rng([seed, p]).permutation(num_problems) for p in range(passes)])[:total]
     step = np.arange(total) // prompts_per_step
-    return Dataset.from_dict({"prompt": [str(i) for i in order], "index": order, "step": step})
+    seen: Counter[tuple[int, int]] = Counter()
+    draws = []
+    for at in zip(step.tolist(), order.tolist(), strict=True):
+        draws.append(at[1] + num_problems * seen[at])
+        seen[at] += 1
+    return Dataset.from_dict({"prompt": [str(i) for i in order], "index": order, "draws": draws, "step": step})
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,8 @@ class ResetTrainer(GRPOTrainer):
 
     on_step is called on every process after the rollouts of a step, on_log on the main process with the step's
     metrics; both are for reporting and change nothing. measuring says when first wrong thoughts that the task does not
-    know are looked for, for the metrics.
+    know are looked for, for the metrics. ratio: whether updates after the first of a step are weighed by the ratio of
+    the policy to the one that sampled.
     """
 
     _last_loaded_step: int  # TRL's: the step whose weights vLLM holds
@@ -118,10 +129,11 @@ class ResetTrainer(GRPOTrainer):
         on_step: Callable[[Step], None],
         on_log: Callable[[dict[str, float | None]], None],
         measuring: Measuring,
+        ratio: bool = True,
         **kwargs: Any,
     ) -> None:
         self.simulator, self.backend, self.method, self.problems = simulator, backend, method, problems
-        self.on_step, self.on_log, self.measuring = on_step, on_log, measuring
+        self.on_step, self.on_log, self.measuring, self.ratio = on_step, on_log, measuring, ratio
         self._reset_inputs: list[dict[str, Any]] = []
         self._reset_metrics: dict[str, float | None] = {}
         self._reset_roll: Roll
@@ -165,6 +177,8 @@ class ResetTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._reset_inputs = inputs  # rollout_func is handed the prompts only
         outputs: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if not self.ratio:
+            outputs.pop("old_per_token_logps", None)  # TRL then takes the policy's own, with its gradient: -A log pi
         roll = self._reset_roll
         log_ratio = self._log_ratio(outputs)
         advantages = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
@@ -229,12 +243,14 @@ class ResetTrainer(GRPOTrainer):
     def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """A method's rows, those of a prompt together; TRL repeats a prompt `num_generations` times, side by side."""
         inputs = self._reset_inputs[:: self.num_generations]
-        keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["index"])) for r in inputs]
+        keys = [DrawKey(seed=self.args.seed, step=int(r["step"]), prompt=int(r["draws"])) for r in inputs]
         roots = [self.simulator.root(self.problems[int(r["index"])]) for r in inputs]
         step = int(inputs[0]["step"])
         with self.sampling():
             roll = self.method.roll(self.simulator, roots, keys)
             self._reset_first_errors = self.measuring(self.simulator, roll.rollouts, step)
+        if len(roll.rows) != len(inputs) * self.num_generations:
+            raise AssertionError(f"{self.method.name} made {len(roll.rows)} rows of {len(inputs)} prompts")
         self._reset_roll = roll
         self._reset_step = Step(step, roll.rollouts, roll.advantages)
         return {

@@ -24,7 +24,7 @@ def _run(folder: Path, method: str, localisation_tokens: int) -> Path:
         "localisation_calls": 3,
         "localisation_tokens": localisation_tokens,
         "localiser_tokens": 0,
-        "mean_tokens": 31.0,
+        "mean_response_tokens": 31.0,
     }
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, **metrics}) + "\n" for i in range(4)))
     timing = [{"step": i, "seconds": s, "tokens": 0} for i, s in enumerate([5.0, 1.0, 1.0, 3.0])]

@@ -12,6 +12,15 @@ from hypothesis.extra.numpy import arrays
 
 from cpi.advantages import LeaveOneOut, MeanBaseline, ZScore
 
+
+def test_rewards_that_differ_by_rounding_are_equal():
+    """Means of the same scores in another order differ in their last digit."""
+    means = [[np.mean([0.1, 0.2, 0.3, 0.0]), np.mean([0.3, 0.2, 0.1, 0.0])]]
+    assert means[0][0] != means[0][1]
+    assert not ZScore(0, 0.0)(means).any()
+    assert ZScore(0, 0.0)([[0.0, 1e-6]]).tolist() == [[-1.0, 1.0]]
+
+
 ESTIMATORS = [MeanBaseline(), LeaveOneOut(), ZScore(0, 0.0), ZScore(1, 1e-4)]
 GROUPS = arrays(
     np.float64,

@@ -218,6 +218,16 @@ def test_the_table_holds_own_and_the_paper_s_numbers(tmp_path: Path):
     assert float(table["paper, raw", "pass_at_4", "clean"]) == pytest.approx(0.282)
 
 
+def test_a_localiser_by_value_is_not_measured_against_its_own_draws(tmp_path: Path):
+    config = LocalizationConfig(
+        model="tiny", task="chains:steps=6,hard=4", oracle="value", localizers="value", value_continuations=2,
+        problems=24, threads=1, output=str(tmp_path / "l"),
+    )  # fmt: skip
+    found = main(config)
+    assert found["oracle_known"] > 5
+    assert found["localisers"]["value"]["exact"]["value"] < 1.0
+
+
 @pytest.mark.usefixtures("scripted")
 @pytest.mark.parametrize(
     ("options", "words"),

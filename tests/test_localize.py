@@ -313,6 +313,13 @@ def test_kappa_rho_and_p_by_hand():
     assert got["kappa"] == 1.0
     assert got["rho"] == pytest.approx(got["p"])
 
+    # a prompt with many failures, of which one is a seed, is one seed in rho and in p
+    got = _metrics(
+        [Localisation(0, s, row, 0) for s, row in zip(seeds, uniform, strict=True)], [*seeds, *seeds[:1] * 5]
+    )
+    assert got["rho"] == pytest.approx(got["p"]) == pytest.approx(4 / 12)
+    assert _metrics([], [*seeds, *seeds[:1] * 5])["p"] == pytest.approx(9 / 32)
+
 
 def test_the_oracle_has_recall_and_precision_one():
     simulator, traces = _rollouts(20)

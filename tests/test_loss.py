@@ -208,6 +208,25 @@ def test_the_second_update_of_a_batch_has_the_gradient_of_the_hand_written_ppo_l
     assert max(float((got[name] - other[name]).abs().max()) for name in other) > 1e-3
 
 
+def test_without_the_ratio_the_second_update_has_the_gradient_of_minus_a_log_pi(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path, method="oracle-srpo", updates=2, ratio=False, micro_rows=8, seed=2)
+    model, trainer._step = trainer.model, 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    _update(trainer, batch)
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.5 * p.grad
+    model.zero_grad()
+    parts = _update(trainer, batch)
+    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    loss, ratios, _ = _ppo_loss(model, model, parts, trainer.args.temperature, 0.0)  # gradient of r A at r = 1
+    loss.backward()
+    assert torch.allclose(ratios, torch.ones(()), atol=1e-5)
+    for name, p in model.named_parameters():
+        assert float((got[name] - p.grad).abs().max()) < 1e-6, name
+
+
 # --- gradient checkpointing -----------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,21 @@ def test_the_schedule_is_a_permutation_in_every_pass_and_its_prefix_does_not_dep
     assert list(long["step"]) == [i // 4 for i in range(36)]
 
 
+def test_a_problem_that_comes_twice_in_a_step_has_other_draws_the_second_time(tmp_path: Path):
+    rows = schedule(3, 4, 6, seed=3)
+    assert [draws % 3 for draws in rows["draws"]] == list(rows["index"])
+    by_step = [rows["draws"][4 * s : 4 * s + 4] for s in range(6)]
+    assert all(len(set(draws)) == 4 for draws in by_step)
+    assert max(rows["draws"]) < 6  # four prompts of three problems: one comes twice
+
+    trainer = tiny_trainer(tmp_path, method="grpo", prompts=4, steps=1, train_problems=2)
+    trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    groups = trainer._reset_step.rollouts.groups
+    same = [g for g in groups if g.episodes[0].problem == groups[0].episodes[0].problem]
+    assert len(groups) == 4 and len(same) == 2
+    assert [t.ids for t in same[0].episodes] != [t.ids for t in same[1].episodes]
+
+
 def test_metrics_are_ours(tmp_path: Path):
     rows = []
     trainer = tiny_trainer(tmp_path, method="srpo", prompts=4, steps=2, on_log=rows.append)

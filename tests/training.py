@@ -45,6 +45,7 @@ def tiny_trainer(
         on_step=lambda step: None,
         on_log=on_log,
         measuring=Measuring(config.oracle_every, config.oracle_seeds, config.oracle_continuations),
+        ratio=config.ratio,
         model=world.model,
         processing_class=world.tokenizer,
         train_dataset=schedule(len(problems), config.prompts, config.steps, config.seed),
