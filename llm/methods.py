@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, get_args
 
 import numpy as np
@@ -429,12 +429,41 @@ class MethodConfig:
     prefix_mask: bool = option(True, "Hide the shared prefix of reset groups from the loss.")
 
 
+_GROUPS = frozenset({"split", "estimator", "pooled", "length"})
+_RESETS = _GROUPS | {"rounds", "seed_policy", "share_seed", "margin", "prefix_mask"}
+_TREE = frozenset({"branching", "segment", "segment_unit"})
+_USED: dict[str, frozenset[str]] = {
+    "grpo": _GROUPS,
+    "rrpo": _RESETS,
+    "srpo": _RESETS | {"localizer", "noise_exact", "noise_shift", "answers", "continuations"},
+    "oracle-srpo": _RESETS,
+    "dr-grpo": frozenset({"split", "pooled"}),
+    "vineppo": frozenset({"split", "continuations"}),
+    "spo-chain": frozenset({"split", "continuations", "interval"}),
+    "spo-tree": _TREE,
+    "treerpo": _TREE,
+    "critique-grpo": frozenset({"split"}),
+    "score": frozenset({"split", "score_stage1_steps", "score_beta1", "score_beta2"}),
+}
+"""The options of `MethodConfig` that a method looks at."""
+
+
+def _check_used(config: MethodConfig) -> None:
+    """An option that the method does not look at must be left at its default: it would be ignored without a word."""
+    used = _USED[config.method] | {"method"}
+    ignored = [f.name for f in fields(MethodConfig) if f.name not in used and getattr(config, f.name) != f.default]
+    if ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        raise ConfigError(f"method {config.method} does not use {flags}: leave it out, or take another method")
+
+
 def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod:
     """The method of a config. Raises ConfigError where its settings do not fit together."""
     if config.localizer != "self" and config.method != "srpo":
         raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
     if config.rounds != 1 and config.method not in ("rrpo", "srpo", "oracle-srpo"):
         raise ConfigError(f"method {config.method} has no reset groups: --rounds is for rrpo, srpo and oracle-srpo")
+    _check_used(config)
     if config.margin < 0:
         raise ConfigError(f"margin must not be negative, got {config.margin}")
     for name in ("answers", "continuations", "segment", "interval"):

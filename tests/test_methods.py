@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,16 @@ from cpi.groups import FirstFailure, Group, IntactBase, Split, failed, group_adv
 from cpi.resets import Noisy, UniformWithinEpisode
 from llm.config import ConfigError
 from llm.localize import Answer, Asked, EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer
-from llm.methods import METHODS, Localizers, Method, MethodConfig, build_method, localizer_rows, parse_split
+from llm.methods import (
+    _USED,
+    METHODS,
+    Localizers,
+    Method,
+    MethodConfig,
+    build_method,
+    localizer_rows,
+    parse_split,
+)
 from llm.objective import trace_row
 
 RIGHT = (1, 2, 0)
@@ -97,11 +107,19 @@ def test_a_group_below_two_is_one_clear_line(text):
         ({"localizer": "noisy", "noise_exact": 1.1}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_exact": float("nan")}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_shift": 0}, "noise_shift must not be 0"),
+        ({"method": "vineppo", "length": "whole"}, "vineppo does not use --length: leave it out"),
+        ({"method": "spo-tree", "split": "2/2", "estimator": "mean"}, "does not use --split, --estimator"),
+        ({"method": "grpo", "seed_policy": "intact"}, "grpo does not use --seed-policy"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_one_clear_line(settings, message):
     with pytest.raises(ConfigError, match=message):
         _method(**settings)
+
+
+def test_every_option_is_used_by_some_method():
+    assert set(_USED) == set(METHODS)
+    assert set().union(*_USED.values()) | {"method"} == {f.name for f in fields(MethodConfig)}
 
 
 def test_names_mean_what_they_say():
