@@ -23,7 +23,18 @@ from cpi.improvable import CreditSampler, credit_law, improvable_set, oracle_sta
 from cpi.iteration import ExactOracle, RandomResets, Sampled, SoftOracle, step
 from cpi.mdp import FiniteMDP, MDPError, MDPStack
 from cpi.regression import FiniteClass
-from cpi.slack import STATEMENTS, edge_of_event, hunt, main, strayed_chain, tight_chain
+from cpi.slack import (
+    STATEMENTS,
+    TAU,
+    constructed_instances,
+    dead_end,
+    edge_of_event,
+    hunt,
+    main,
+    seesaw,
+    strayed_chain,
+    tight_chain,
+)
 from tests.strategies import (
     alphas,
     deterministic_policies,
@@ -181,9 +192,54 @@ def test_constants_of_the_repaired_statements_cannot_be_improved(H):
     alpha = 1e-4  # the next order in alpha costs a share of at most H alpha
     mdp, pi, pi_new = tight_chain(H, 0.6, 0.4)
     assert float(b.lemma_4_repaired(mdp, pi, pi_new, alpha).tightness) > 1 - H * alpha
-    mdp, pi, pi_new = tight_chain(H, 1.0, 0.0)
-    assert float(b.corollary_5_repaired(mdp, pi, pi_new, np.ones((H, 2)), alpha).tightness) > 1 - H * alpha
-    assert float(b.corollary_5_repaired(*strayed_chain(H, 1.0), alpha).tightness) > 1 - H * alpha
+    for up, down in ((1.0, 0.0), (0.6, 0.4), (0.5, 0.5)):
+        chain = tight_chain(H, up, down)
+        assert float(b.corollary_5_repaired(*chain, np.ones((H, 2)), alpha).tightness) > 1 - H * alpha
+    for up, down in ((0.0, 1.0), (0.4, 0.6), (0.5, 0.5)):
+        assert float(b.corollary_5_repaired(*strayed_chain(H, up, down), alpha).tightness) > 1 - H * alpha
+
+
+@pytest.mark.parametrize("H", [2, 3, 6])
+def test_constants_of_the_reward_range_forms_cannot_be_improved(H):
+    alpha = 1e-5
+    assert float(b.lemma_4_reward_range(*seesaw(H), alpha).tightness) > 1 - H * alpha
+    assert float(b.corollary_5_reward_range(*dead_end(H), alpha).tightness) > 1 - H * alpha
+
+
+@pytest.mark.parametrize("H", [1, 2, 5, 7])
+@pytest.mark.parametrize(("up", "down"), [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.3, 0.7), (0.7, 0.3)])
+def test_no_gated_path_loses_more_than_a_first_gate_or_all_gates(H, up, down):
+    """Theorem A's last line, by enumeration of the vertices of g: the greatest share is that of one gate or of H."""
+    shares = []
+    for g in itertools.product((0, 1), repeat=H):
+        loss = sum(up * g[k] * g[h] + down * g[k] for h in range(H) for k in range(h))
+        shares.append(loss / max(sum(g), 1))
+    assert max(shares) == pytest.approx((H - 1) * max(down, (up + down) / 2))
+
+
+def _with_largest_absolute(update: b.GatedUpdate, alpha: float, constant: float) -> float:
+    """What a statement with eps = max |f| over the gated states claims: first order minus alpha^2 constant q eps."""
+    eps = max(float(v) for v in update.up_down)
+    return alpha * float(update.linear) - alpha**2 * constant * float(update.q) * eps
+
+
+@settings(max_examples=60)
+@given(gated(), alphas())
+def test_corollary_5_holds_as_worded_with_the_absolute_value_of_f(case, alpha):
+    mdp, pi, pi_new, g = case
+    update = b.gated_update(mdp, pi, pi_new, g)
+    claimed = _with_largest_absolute(update, alpha, mdp.H * (mdp.H - 1))
+    assert claimed <= float(update.gain(alpha)) + b.corollary_5(mdp, pi, pi_new, g, alpha).tol
+
+
+def test_lemma_4_fails_as_worded_even_with_the_absolute_value_of_f():
+    """It loses 3 alpha^2 to first order and the paper's constant, H^2 / 2 = 9/2, allows 9/4 alpha^2."""
+    update, alpha = b.gated_update(*tight_chain(3, 0.5, 0.5)), 1e-4
+    loss = alpha * float(update.linear) - float(update.gain(alpha))
+    assert loss == pytest.approx(3 * alpha**2, rel=1e-3)
+    assert _with_largest_absolute(update, alpha, 9 / 2) - alpha * float(update.linear) == pytest.approx(
+        -2.25 * alpha**2
+    )
 
 
 def test_lemma_3_per_step_is_attained_at_the_second_step():
@@ -198,8 +254,19 @@ def test_only_the_wordings_named_in_the_errata_fail_in_the_hunt():
     failing = {name for name, slack in found.items() if slack.violations}
     assert set(found) == set(STATEMENTS)
     assert failing == AS_WORDED
-    for name in ("Lemma 4 (repaired)", "Corollary 5 (repaired)", "Corollary 5 (coupling)", "Lemma 3, per step"):
-        assert found[name].largest_tightness > 0.995, name
+    attained = ["Lemma 4 (repaired)", "Lemma 4 (reward range)", "Corollary 5 (repaired)", "Corollary 5 (coupling)"]
+    for name in (*attained, "Corollary 5 (reward range)", "Lemma 3, per step"):
+        assert found[name].largest_tightness > 0.99, name
+
+
+def test_the_constructed_instances_try_corollary_5_on_improvable_sets_only():
+    violations = 0
+    for instance in constructed_instances():
+        A = evaluate(instance.stack, instance.pi).A
+        np.testing.assert_array_equal(instance.G, improvable_set(A, instance.tau))
+        bound = STATEMENTS["Corollary 5 (as worded)"](instance)
+        violations += int((bound.slack < -bound.tol).sum())
+    assert violations == 27  # every strayed chain, and nothing else
 
 
 def test_the_hunt_prints_a_line_for_every_statement_and_only_the_errata_fail(capsys):
@@ -214,7 +281,9 @@ def test_the_hunt_prints_a_line_for_every_statement_and_only_the_errata_fail(cap
 def test_lemma_4_and_corollary_5_as_worded_fail_on_the_chain(alpha):
     mdp, pi, pi_new = tight_chain(3, 0.0, 1.0)  # eps = 0 claims a gain of at least 0; straying costs
     assert not b.lemma_4(mdp, pi, pi_new, alpha).holds()
-    assert not b.corollary_5(*strayed_chain(3, 1.0), alpha).holds()
+    mdp, pi, pi_new, G = strayed_chain(3, 0.0, 1.0)
+    np.testing.assert_array_equal(G, improvable_set(evaluate(mdp, pi).A, TAU * (1 - 1e-9)))
+    assert not b.corollary_5(mdp, pi, pi_new, G, alpha).holds()
 
 
 # The statistics -----------------------------------------------------------------------------------------------------
