@@ -609,10 +609,42 @@ def test_exact_runs_reach_the_gap_in_the_stated_number_of_steps(mdp, share, vari
         assert steps <= allowed
 
 
+@pytest.mark.parametrize("C", [1.0, 4.0, 100.0])
+def test_steps_to_a_gap_follow_from_the_gain(C):
+    """Theorem E: H R over the gain of a step that is not yet there, which is a_0 tau / (8 H R) and t_0^2 / (8 H R)."""
+    H, R, gap = 5, 2.0, 0.3
+    tau, a0, t0 = gap / (2 * H), gap / (2 * C * H), gap / (C * H)
+    assert H * tau + C * H * a0 == pytest.approx(gap)  # what is left at a_pi = a_0
+    oracle = H * R / b.guaranteed_gain(tau, H, R, a0 / tau)  # the gain q t^2 / (8 H R) with q t = a_0
+    assert b.steps_to_gap(H, R, C, gap, "cpi-caro") == pytest.approx(oracle)
+    assert b.steps_to_gap(H, R, C, gap, "cpi-rr") == pytest.approx(H * R / b.guaranteed_gain(t0, H, R))
+
+
 @pytest.mark.parametrize("C", [4.0, 16.0, 100.0])
 def test_the_oracle_turns_the_square_of_C_into_four_times_C(C):
     oracle, random = (b.steps_to_gap(5, 1.0, C, 0.1, v) for v in ("cpi-caro", "cpi-rr"))
     assert random / oracle == pytest.approx(C / 4)
+
+
+def test_in_rollouts_the_oracle_is_ahead_from_smaller_C_than_in_steps():
+    """theory.md, section 8: C = 16^(1/3) at tau = gap/(2H), (256/27)^(1/3) at 3 gap/(4H), which is the best threshold."""
+    H, R, gap = 4, 1.0, 0.2
+
+    def rollouts(C, share):
+        """Steps times 1/tau^2, for tau = share gap / H and what is left of the gap for a_0; share None: CPI-RR."""
+        if share is None:
+            t0 = gap / (C * H)
+            return H * R / b.guaranteed_gain(t0, H, R) / t0**2
+        tau, a0 = share * gap / H, (1 - share) * gap / (C * H)
+        return H * R / b.guaranteed_gain(tau, H, R, a0 / tau) / tau**2
+
+    scale = H**6 * R**2 / gap**4
+    assert rollouts(3.0, 0.5) == pytest.approx(128 * 3 * scale)
+    assert rollouts(3.0, None) == pytest.approx(8 * 3**4 * scale)
+    assert rollouts(3.0, 0.75) == pytest.approx(2048 / 27 * 3 * scale)
+    assert min(rollouts(3.0, share) for share in np.linspace(0.01, 0.99, 99)) == pytest.approx(rollouts(3.0, 0.75))
+    for share, C in ((0.5, 16 ** (1 / 3)), (0.75, (256 / 27) ** (1 / 3))):
+        assert rollouts(C, share) == pytest.approx(rollouts(C, None))
 
 
 def _rare_door(C: int) -> tuple[FiniteMDP, np.ndarray]:
