@@ -547,6 +547,33 @@ def test_proposition_10_holds_with_n_linear_in_k(k, A, place):
     assert n < 6400 * k**2
 
 
+def test_below_the_range_of_proposition_10_the_probability_can_come_near_its_floor():
+    """k = 2, tau = eps = 0.27: five draws of +-, of which at most one may be +: 6/32, and no law of the grid has less.
+
+    A grid, n <= 40: evidence that 0.18 needs no lower limit on n, and no proof.
+    """
+    for p in (0.5, 1.0):
+        law = b.TightnessLaw(p, 2, 0.27, 0.27)
+        assert 5 <= law.n_range[1] < 6
+        assert law.probability_not_positive(5) == pytest.approx(6 / 32)
+    least = 1.0
+    for k, tau, p, share in itertools.product((2, 3, 4), np.linspace(0.14, 0.5, 9), (0.2, 1.0), (0.0, 1.0)):
+        law = b.TightnessLaw(p, k, float(tau), float(share * tau))
+        least = min(least, *(law.probability_not_positive(n) for n in range(1, min(int(law.n_range[1]), 40) + 1)))
+    assert least == pytest.approx(6 / 32)
+
+
+@pytest.mark.parametrize(("edge", "largest", "papers"), [(False, 0.1902, 0.00739), (True, 0.0944, 0.00369)])
+def test_coverage_of_which_proposition_10_speaks(edge, largest, papers):
+    """The largest p with a range of n that is not empty: k = 4, tau = 0.3 R, eps = 0 or at its edge tau p / (1 - p)."""
+
+    def room(p, low):
+        return b.TightnessLaw(p, 4, 0.3, 0.3 * p / (1 - p) if edge else 0.0).n_range[1] - low
+
+    for low, p in ((44 * 4, largest), (6400 * 4**2, papers)):
+        assert room(p * 0.998, low) > 0 > room(p * 1.002, low)
+
+
 @settings(max_examples=30)
 @given(st.floats(0.01, 1.0), st.integers(2, 8), st.floats(0.01, 0.5), st.floats(0.0, 1.0), st.integers(1, 400))
 def test_proposition_10_berry_esseen_bound_holds_for_every_n(p, k, tau, share, n):
@@ -627,7 +654,7 @@ def test_the_oracle_turns_the_square_of_C_into_four_times_C(C):
 
 
 def test_in_rollouts_the_oracle_is_ahead_from_smaller_C_than_in_steps():
-    """theory.md, section 8: C = 16^(1/3) at tau = gap/(2H), (256/27)^(1/3) at 3 gap/(4H), which is the best threshold."""
+    """theory.md, section 8: C = 16^(1/3) at tau = gap/(2H), (256/27)^(1/3) at 3 gap/(4H), the best threshold for it."""
     H, R, gap = 4, 1.0, 0.2
 
     def rollouts(C, share):
