@@ -935,7 +935,8 @@ def exact_step(mdp: FiniteMDP, pi: Array, g: ArrayLike | None = None) -> Bound:
 def convergence_steps(H: int, R_max: float, tau: float, p0: float, variant: Literal["cpi-rr", "cpi-caro"]) -> float:
     """Steps after which p_pi <= p0 has been met for the first time, gains of Theorem 1 with step constant 1.
 
-    8 H^2 R_max^2 / (tau^2 p0) with the oracle, 8 H^2 R_max^2 / (tau^2 p0^2) without.
+    8 H^2 R_max^2 / (tau^2 p0) with the oracle, 8 H^2 R_max^2 / (tau^2 p0^2) without (theory.md, Theorem D): N0 / tau^2
+    and N0 / (tau p0)^2 rollouts a step, fresh ones, over a class that contains the Q of the step's policy.
     """
     return 8 * (H * R_max / tau) ** 2 / (p0 if variant == "cpi-caro" else p0**2)
 
@@ -943,7 +944,8 @@ def convergence_steps(H: int, R_max: float, tau: float, p0: float, variant: Lite
 def steps_to_gap(H: int, R_max: float, C: float, gap: float, variant: Literal["cpi-rr", "cpi-caro"]) -> float:
     """Steps after which J(pi*) - J(pi) <= gap, by the better potential: 32 C H^4 R^2 / gap^2 or 8 C^2 H^4 R^2 / gap^2.
 
-    CPI-CARO runs at tau = gap / (2H). The oracle turns C^2 into 4 C (theory.md, section 8).
+    CPI-CARO runs at tau = gap / (2H). The oracle turns C^2 into 4 C (theory.md, Theorem E, which needs what Theorem D
+    needs, and C as a number known beforehand that bounds `concentrability` along every run).
     """
     scale = (H**2 * R_max / gap) ** 2
     return 32 * C * scale if variant == "cpi-caro" else 8 * C**2 * scale
