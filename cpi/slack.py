@@ -39,6 +39,7 @@ __all__ = [
     "seesaw",
     "strayed_chain",
     "tight_chain",
+    "with_spare_action",
 ]
 
 Array = NDArray[np.float64]
@@ -105,23 +106,30 @@ def tight_chain(H: int, up: float, down: float) -> tuple[FiniteMDP, Array, Array
 def strayed_chain(H: int, up: float, down: float) -> tuple[FiniteMDP, Array, Array, Array]:
     """(mdp, pi, pi', G) on which the penalty of Corollary 5 (repaired) is attained as alpha -> 0 where up <= down.
 
-    As `tight_chain`, but only the first step gains `up`, so that straying there costs `down` at all of the H - 1 later
-    steps. A third action, which neither policy plays, stays and pays as pi's does, and TAU more in state 0 at the first
-    step and in state 1, where pi never goes, always. So the gate G is the improvable set at every threshold up to TAU,
-    and p = 1/H. With up = 0 Corollary 5 as worded claims not to lose anything.
+    As `tight_chain`, but only the first step gains `up`, and the gate is open there and in state 1, where pi never
+    goes: p = 1/H, and all of the H - 1 later steps pay for one stray. G is the improvable set (`with_spare_action`).
+    With up = 0 Corollary 5 as worded claims not to lose anything.
     """
-    P = np.zeros((H, 2, 3, 2))
-    P[:, 0, (0, 2), 0] = P[:, 0, 1, 1] = P[:, 1, :, 1] = 1.0
-    r = np.full((H, 2, 3), down)
-    r[:, 1, 1] = 0.0
+    mdp, pi, pi_new = tight_chain(H, 0.0, down)
+    r = np.array(mdp.r)
     r[0, 0, 1] += up
-    r[0, 0, 2] += TAU
-    r[:, 1, 2] += TAU
-    pi, pi_new = (np.tile(np.eye(3)[y], (H, 2, 1)) for y in (0, 1))
     G = np.zeros((H, 2))
     G[0, 0] = 1.0
     G[:, 1] = 1.0
-    return FiniteMDP(P, r, np.array([1.0, 0.0])), pi, pi_new, G
+    return with_spare_action(FiniteMDP(mdp.P, r, mdp.mu), pi, pi_new, G)
+
+
+def with_spare_action(mdp: FiniteMDP, pi: Array, pi_new: Array, gate: Array) -> tuple[FiniteMDP, Array, Array, Array]:
+    """The same with one more action, which neither policy plays: it does what action 0 does, pi's, and pays TAU * gate
+    more.
+
+    So a 0/1 gate is the improvable set at every threshold up to TAU, if no other advantage off the gate is as large;
+    gains, f and what pi sees stay as they are.
+    """
+    P = np.concatenate([mdp.P, mdp.P[:, :, :1]], axis=2)
+    r = np.concatenate([mdp.r, mdp.r[:, :, :1] + TAU * gate[:, :, None]], axis=2)
+    first, second = (np.concatenate([p, np.zeros((*p.shape[:-1], 1))], axis=2) for p in (pi, pi_new))
+    return FiniteMDP(P, r, mdp.mu), first, second, gate
 
 
 def seesaw(H: int) -> tuple[FiniteMDP, Array, Array]:
@@ -183,6 +191,7 @@ def constructed_instances() -> Iterator[Instance]:
         for alpha in (1.0, 0.1, 0.001):
             for up, down in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
                 yield _single(*tight_chain(H, up, down), np.ones((H, 2)), alpha)
+                yield _single(*with_spare_action(*tight_chain(H, up, down), np.ones((H, 2))), alpha)
             for up, down in ((0.0, 0.5), (0.0, 1.0), (0.05, 0.5)):
                 yield _single(*strayed_chain(H, up, down), alpha)
             yield _single(*seesaw(H), np.ones((H, 2)), alpha)
