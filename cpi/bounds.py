@@ -349,7 +349,8 @@ def lemma_4_sharp(mdp: AnyMDP, pi: Array, pi_new: Array, alpha: float) -> Bound:
 def lemma_4_reward_range(mdp: AnyMDP, pi: Array, pi_new: Array, alpha: float) -> Bound:
     """For every pi': gain >= alpha H A_pi(pi') - alpha^2 H(H^2-1)/3 R_max, which is above the paper's H^3 R_max / 2.
 
-    With eps replaced by its bound H R_max, Lemma 4 is true as worded; this is what Theorem 1a uses (erratum 3).
+    With eps replaced by its bound H R_max, Lemma 4 is true as worded; this is what Theorem 1a uses (erratum 3). The
+    constant is the best possible (`cpi.slack.seesaw`).
     """
     update = gated_update(mdp, pi, pi_new)
     return _gain_bound("Lemma 4 (reward range)", update, alpha, alpha**2 * mdp.H * (mdp.H**2 - 1) / 3 * _R(mdp))
@@ -370,14 +371,16 @@ def corollary_5(mdp: AnyMDP, pi: Array, pi_new: Array, G: ArrayLike, alpha: floa
 
 
 def corollary_5_repaired(mdp: AnyMDP, pi: Array, pi_new: Array, g: ArrayLike, alpha: float) -> Bound:
-    """For every pi' and gate g: gain >= alpha H q A_g(pi') - alpha^2 H(H-1) q (eps_+ / 2 + eps_-).
+    """For every pi' and gate g: gain >= alpha H q A_g(pi') - alpha^2 H(H-1) q max{eps_-, (eps_+ + eps_-)/2}.
 
-    eps_+ = max(0, max f) and eps_- = max(0, -min f) over the gated states. Both constants are the best possible. For
-    the greedy pi_G, eps_- = 0: the penalty is alpha^2 H(H-1)/2 p eps, less than half of the paper's.
+    eps_+ = max(0, max f) and eps_- = max(0, -min f) over the gated states (Theorem A). The best possible for every such
+    pair: attained as alpha -> 0 by `cpi.slack.tight_chain` where eps_+ >= eps_-, and by `cpi.slack.strayed_chain` where
+    not. Since the maximum is at most max |f|, Corollary 5 is true as worded with |f| for f. For the greedy pi_G, eps_-
+    = 0: the penalty is alpha^2 H(H-1)/2 p eps, less than half of the paper's.
     """
     update = gated_update(mdp, pi, pi_new, g)
     up, down = update.up_down
-    penalty = alpha**2 * mdp.H * (mdp.H - 1) * update.q * (up / 2 + down)
+    penalty = alpha**2 * mdp.H * (mdp.H - 1) * update.q * np.maximum(down, (up + down) / 2)
     return _gain_bound("Corollary 5 (repaired)", update, alpha, penalty)
 
 
@@ -409,8 +412,9 @@ def corollary_5_sharp(mdp: AnyMDP, pi: Array, pi_new: Array, g: ArrayLike, alpha
 def corollary_5_reward_range(mdp: AnyMDP, pi: Array, pi_new: Array, g: ArrayLike, alpha: float) -> Bound:
     """For every pi' and gate g: gain >= alpha H q A_g(pi') - alpha^2 H^2 (H-1)/2 q R_max.
 
-    Half of the paper's alpha^2 H^2 p (H R_max), without its premise on pi'. With g = 1 it is Lemma 4's form, so one
-    theorem covers CPI-RR, CPI-CARO and every soft oracle.
+    Less than half of the paper's alpha^2 H^2 p (H R_max), without its premise on pi'. With g = 1 it is Lemma 4's form,
+    so one theorem covers CPI-RR, CPI-CARO and every soft oracle. The constant is the best possible
+    (`cpi.slack.dead_end`).
     """
     update = gated_update(mdp, pi, pi_new, g)
     penalty = alpha**2 * mdp.H**2 * (mdp.H - 1) / 2 * update.q * _R(mdp)
@@ -931,7 +935,8 @@ def exact_step(mdp: FiniteMDP, pi: Array, g: ArrayLike | None = None) -> Bound:
 def convergence_steps(H: int, R_max: float, tau: float, p0: float, variant: Literal["cpi-rr", "cpi-caro"]) -> float:
     """Steps after which p_pi <= p0 has been met for the first time, gains of Theorem 1 with step constant 1.
 
-    8 H^2 R_max^2 / (tau^2 p0) with the oracle, 8 H^2 R_max^2 / (tau^2 p0^2) without.
+    8 H^2 R_max^2 / (tau^2 p0) with the oracle, 8 H^2 R_max^2 / (tau^2 p0^2) without (theory.md, Theorem D): N0 / tau^2
+    and N0 / (tau p0)^2 rollouts a step, fresh ones, over a class that contains the Q of the step's policy.
     """
     return 8 * (H * R_max / tau) ** 2 / (p0 if variant == "cpi-caro" else p0**2)
 
@@ -939,7 +944,8 @@ def convergence_steps(H: int, R_max: float, tau: float, p0: float, variant: Lite
 def steps_to_gap(H: int, R_max: float, C: float, gap: float, variant: Literal["cpi-rr", "cpi-caro"]) -> float:
     """Steps after which J(pi*) - J(pi) <= gap, by the better potential: 32 C H^4 R^2 / gap^2 or 8 C^2 H^4 R^2 / gap^2.
 
-    CPI-CARO runs at tau = gap / (2H). The oracle turns C^2 into 4 C (theory.md, section 8).
+    CPI-CARO runs at tau = gap / (2H). The oracle turns C^2 into 4 C (theory.md, Theorem E, which needs what Theorem D
+    needs, and C as a number known beforehand that bounds `concentrability` along every run).
     """
     scale = (H**2 * R_max / gap) ** 2
     return 32 * C * scale if variant == "cpi-caro" else 8 * C**2 * scale

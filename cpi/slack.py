@@ -1,11 +1,12 @@
 """How tight is each statement? A hunt over random and constructed instances: `python -m cpi.slack`.
 
-For every exact statement of `cpi.bounds` the hunt reports, over seeded random MDPs of several sizes and over two
+For every exact statement of `cpi.bounds` the hunt reports, over seeded random MDPs of several sizes and over four
 families that are tight by construction, the smallest slack in units of H R_max, the largest tightness (1: the statement
 is an equality there), and the number of instances that violate it. Only the statements marked "as worded" may have any.
 
 Random instances are drawn like the paper's own conditions allow: sparse or dense kernels, pi with zeros, a pi' that is
 greedy, deterministic at random, or stochastic at random, and a gate that is the improvable set of pi or random.
+Corollary 5 as worded speaks of the improvable set only, and is tried on nothing else.
 """
 
 from __future__ import annotations
@@ -28,16 +29,21 @@ __all__ = [
     "STATEMENTS",
     "Instance",
     "Slack",
+    "constructed_instances",
+    "dead_end",
     "edge_of_event",
     "hunt",
     "hunt_statistics",
     "main",
     "random_instances",
+    "seesaw",
     "strayed_chain",
     "tight_chain",
+    "with_spare_action",
 ]
 
 Array = NDArray[np.float64]
+TAU = 0.1  # the threshold of the constructed instances
 
 
 @dataclass(frozen=True)
@@ -97,17 +103,61 @@ def tight_chain(H: int, up: float, down: float) -> tuple[FiniteMDP, Array, Array
     return mdp, first, second
 
 
-def strayed_chain(H: int, down: float) -> tuple[FiniteMDP, Array, Array, Array]:
-    """(mdp, pi, pi', G) on which the constant H(H-1) before eps_- in Corollary 5 is attained as alpha -> 0.
+def strayed_chain(H: int, up: float, down: float) -> tuple[FiniteMDP, Array, Array, Array]:
+    """(mdp, pi, pi', G) on which the penalty of Corollary 5 (repaired) is attained as alpha -> 0 where up <= down.
 
-    As `tight_chain` with up = 0, but the gate is open in state 0 only at the first step (and in state 1, where pi never
-    goes). So p = 1/H, and all of the H - 1 later steps pay for one stray.
+    As `tight_chain`, but only the first step gains `up`, and the gate is open there and in state 1, where pi never
+    goes: p = 1/H, and all of the H - 1 later steps pay for one stray. G is the improvable set (`with_spare_action`).
+    With up = 0 Corollary 5 as worded claims not to lose anything.
     """
     mdp, pi, pi_new = tight_chain(H, 0.0, down)
+    r = np.array(mdp.r)
+    r[0, 0, 1] += up
     G = np.zeros((H, 2))
     G[0, 0] = 1.0
     G[:, 1] = 1.0
-    return mdp, pi, pi_new, G
+    return with_spare_action(FiniteMDP(mdp.P, r, mdp.mu), pi, pi_new, G)
+
+
+def with_spare_action(mdp: FiniteMDP, pi: Array, pi_new: Array, gate: Array) -> tuple[FiniteMDP, Array, Array, Array]:
+    """The same with one more action, which neither policy plays: it does what action 0 does, pi's, and pays TAU * gate
+    more.
+
+    So a 0/1 gate is the improvable set at every threshold up to TAU, if no other advantage off the gate is as large;
+    gains, f and what pi sees stay as they are.
+    """
+    P = np.concatenate([mdp.P, mdp.P[:, :, :1]], axis=2)
+    r = np.concatenate([mdp.r, mdp.r[:, :, :1] + TAU * gate[:, :, None]], axis=2)
+    first, second = (np.concatenate([p, np.zeros((*p.shape[:-1], 1))], axis=2) for p in (pi, pi_new))
+    return FiniteMDP(P, r, mdp.mu), first, second, gate
+
+
+def seesaw(H: int) -> tuple[FiniteMDP, Array, Array]:
+    """(mdp, pi, pi') on which the constant H(H^2-1)/3 of Lemma 4 (reward range) is attained as alpha -> 0.
+
+    Action 0 stays and pays 0 in state 0, 1 in state 1. Action 1 changes sides and pays 1 in state 0, 0 in state 1. pi
+    stays, pi' changes: f_h is H-h+1 in state 0 and -(H-h+1) in state 1, the extremes for rewards in [0, 1].
+    """
+    P = np.zeros((2, 2, 2))
+    P[0, 0, 0] = P[0, 1, 1] = P[1, 0, 1] = P[1, 1, 0] = 1.0
+    mdp = FiniteMDP.stationary(P, np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1.0, 0.0]), H)
+    return mdp, np.tile([1.0, 0.0], (H, 2, 1)), np.tile([0.0, 1.0], (H, 2, 1))
+
+
+def dead_end(H: int) -> tuple[FiniteMDP, Array, Array, Array]:
+    """(mdp, pi, pi', g) on which the constant H^2(H-1)/2 of Theorem B is attained as alpha -> 0.
+
+    pi stays in state 0 and is paid 1 a step. pi' moves on, at no price, from state 0 to state 1, where pi would stay
+    and be paid 1 a step as well, and from there, unpaid, to state 2, where nothing is paid any more. The gate is open
+    in state 0 at the first step and in state 1: after one stray the next loses all that can still be won.
+    """
+    P = np.zeros((3, 2, 3))
+    P[0, 0, 0] = P[0, 1, 1] = P[1, 0, 1] = P[1, 1, 2] = P[2, :, 2] = 1.0
+    mdp = FiniteMDP.stationary(P, np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), np.array([1.0, 0.0, 0.0]), H)
+    g = np.zeros((H, 3))
+    g[0, 0] = 1.0
+    g[:, 1] = 1.0
+    return mdp, np.tile([1.0, 0.0], (H, 3, 1)), np.tile([0.0, 1.0], (H, 3, 1)), g
 
 
 def _rows(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -138,16 +188,21 @@ def random_instances(rng: np.random.Generator, count: int, batch: int = 200) -> 
 def constructed_instances() -> Iterator[Instance]:
     """The tight families, at steps from 1 down to 10^-3."""
     for H in (2, 4, 8):
-        for up, down in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
-            for alpha in (1.0, 0.1, 0.001):
-                mdp, pi, pi_new = tight_chain(H, up, down)
-                yield _single(mdp, pi, pi_new, np.ones((H, 2)), alpha)
-                mdp, pi, pi_new, G = strayed_chain(H, max(down, 0.5))
-                yield _single(mdp, pi, pi_new, G, alpha)
+        for alpha in (1.0, 0.1, 0.001):
+            for up, down in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)):
+                yield _single(*tight_chain(H, up, down), np.ones((H, 2)), alpha)
+                yield _single(*with_spare_action(*tight_chain(H, up, down), np.ones((H, 2))), alpha)
+            for up, down in ((0.0, 0.5), (0.0, 1.0), (0.05, 0.5)):
+                yield _single(*strayed_chain(H, up, down), alpha)
+            yield _single(*seesaw(H), np.ones((H, 2)), alpha)
+            yield _single(*dead_end(H), alpha)
 
 
 def _single(mdp: FiniteMDP, pi: Array, pi_new: Array, gate: Array, alpha: float) -> Instance:
-    return Instance(MDPStack.of([mdp]), pi[None], pi_new[None], gate[None], gate[None], alpha, 0.1)
+    """G is the improvable set whatever the gate: what is said of G must not be tried on another set."""
+    tau = TAU * (1 - 1e-9)  # advantages of exactly TAU carry rounding errors
+    G = improvable_set(evaluate(mdp, pi).A, tau).astype(np.float64)
+    return Instance(MDPStack.of([mdp]), pi[None], pi_new[None], G[None], gate[None], alpha, tau)
 
 
 @dataclass

@@ -23,7 +23,19 @@ from cpi.improvable import CreditSampler, credit_law, improvable_set, oracle_sta
 from cpi.iteration import ExactOracle, RandomResets, Sampled, SoftOracle, step
 from cpi.mdp import FiniteMDP, MDPError, MDPStack
 from cpi.regression import FiniteClass
-from cpi.slack import STATEMENTS, edge_of_event, hunt, main, strayed_chain, tight_chain
+from cpi.slack import (
+    STATEMENTS,
+    TAU,
+    constructed_instances,
+    dead_end,
+    edge_of_event,
+    hunt,
+    main,
+    seesaw,
+    strayed_chain,
+    tight_chain,
+    with_spare_action,
+)
 from tests.strategies import (
     alphas,
     deterministic_policies,
@@ -176,14 +188,67 @@ def test_lemma_4_per_step_is_an_equality_on_the_tight_chain(H, up, down, alpha):
     assert abs(float(bound.slack)) <= bound.tol
 
 
+def _assert_gate_is_improvable(mdp: FiniteMDP, pi: np.ndarray, pi_new: np.ndarray, G: np.ndarray) -> None:
+    """So that what holds or fails with this gate does so for Corollary 5, which is about the improvable set."""
+    np.testing.assert_array_equal(G, improvable_set(evaluate(mdp, pi).A, TAU * (1 - 1e-9)))
+
+
 @pytest.mark.parametrize("H", [2, 3, 6])
 def test_constants_of_the_repaired_statements_cannot_be_improved(H):
     alpha = 1e-4  # the next order in alpha costs a share of at most H alpha
     mdp, pi, pi_new = tight_chain(H, 0.6, 0.4)
     assert float(b.lemma_4_repaired(mdp, pi, pi_new, alpha).tightness) > 1 - H * alpha
-    mdp, pi, pi_new = tight_chain(H, 1.0, 0.0)
-    assert float(b.corollary_5_repaired(mdp, pi, pi_new, np.ones((H, 2)), alpha).tightness) > 1 - H * alpha
-    assert float(b.corollary_5_repaired(*strayed_chain(H, 1.0), alpha).tightness) > 1 - H * alpha
+    for up, down in ((1.0, 0.0), (0.6, 0.4), (0.5, 0.5)):
+        chain = with_spare_action(*tight_chain(H, up, down), np.ones((H, 2)))
+        _assert_gate_is_improvable(*chain)
+        assert float(b.corollary_5_repaired(*chain, alpha).tightness) > 1 - H * alpha
+    for up, down in ((0.0, 1.0), (0.4, 0.6), (0.5, 0.5)):
+        chain = strayed_chain(H, up, down)
+        _assert_gate_is_improvable(*chain)
+        assert float(b.corollary_5_repaired(*chain, alpha).tightness) > 1 - H * alpha
+
+
+@pytest.mark.parametrize("H", [2, 3, 6])
+def test_constants_of_the_reward_range_forms_cannot_be_improved(H):
+    alpha = 1e-5
+    assert float(b.lemma_4_reward_range(*seesaw(H), alpha).tightness) > 1 - H * alpha
+    assert float(b.corollary_5_reward_range(*dead_end(H), alpha).tightness) > 1 - H * alpha
+
+
+@pytest.mark.parametrize("H", [1, 2, 5, 7])
+@pytest.mark.parametrize(("up", "down"), [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.3, 0.7), (0.7, 0.3)])
+def test_no_gated_path_loses_more_than_a_first_gate_or_all_gates(H, up, down):
+    """Theorem A's last line, by enumeration of the vertices of g: the greatest share is that of one gate or of H."""
+    shares = []
+    for g in itertools.product((0, 1), repeat=H):
+        loss = sum(up * g[k] * g[h] + down * g[k] for h in range(H) for k in range(h))
+        shares.append(loss / max(sum(g), 1))
+    assert max(shares) == pytest.approx((H - 1) * max(down, (up + down) / 2))
+
+
+def _with_largest_absolute(update: b.GatedUpdate, alpha: float, constant: float) -> float:
+    """What a statement with eps = max |f| over the gated states claims: first order minus alpha^2 constant q eps."""
+    eps = max(float(v) for v in update.up_down)
+    return alpha * float(update.linear) - alpha**2 * constant * float(update.q) * eps
+
+
+@settings(max_examples=60)
+@given(gated(), alphas())
+def test_corollary_5_holds_as_worded_with_the_absolute_value_of_f(case, alpha):
+    mdp, pi, pi_new, g = case
+    update = b.gated_update(mdp, pi, pi_new, g)
+    claimed = _with_largest_absolute(update, alpha, mdp.H * (mdp.H - 1))
+    assert claimed <= float(update.gain(alpha)) + b.corollary_5(mdp, pi, pi_new, g, alpha).tol
+
+
+def test_lemma_4_fails_as_worded_even_with_the_absolute_value_of_f():
+    """It loses 3 alpha^2 to first order and the paper's constant, H^2 / 2 = 9/2, allows 9/4 alpha^2."""
+    update, alpha = b.gated_update(*tight_chain(3, 0.5, 0.5)), 1e-4
+    loss = alpha * float(update.linear) - float(update.gain(alpha))
+    assert loss == pytest.approx(3 * alpha**2, rel=1e-3)
+    assert _with_largest_absolute(update, alpha, 9 / 2) - alpha * float(update.linear) == pytest.approx(
+        -2.25 * alpha**2
+    )
 
 
 def test_lemma_3_per_step_is_attained_at_the_second_step():
@@ -198,8 +263,19 @@ def test_only_the_wordings_named_in_the_errata_fail_in_the_hunt():
     failing = {name for name, slack in found.items() if slack.violations}
     assert set(found) == set(STATEMENTS)
     assert failing == AS_WORDED
-    for name in ("Lemma 4 (repaired)", "Corollary 5 (repaired)", "Corollary 5 (coupling)", "Lemma 3, per step"):
-        assert found[name].largest_tightness > 0.995, name
+    attained = ["Lemma 4 (repaired)", "Lemma 4 (reward range)", "Corollary 5 (repaired)", "Corollary 5 (coupling)"]
+    for name in (*attained, "Corollary 5 (reward range)", "Lemma 3, per step"):
+        assert found[name].largest_tightness > 0.99, name
+
+
+def test_the_constructed_instances_try_corollary_5_on_improvable_sets_only():
+    violations = 0
+    for instance in constructed_instances():
+        A = evaluate(instance.stack, instance.pi).A
+        np.testing.assert_array_equal(instance.G, improvable_set(A, instance.tau))
+        bound = STATEMENTS["Corollary 5 (as worded)"](instance)
+        violations += int((bound.slack < -bound.tol).sum())
+    assert violations == 36  # every strayed chain, and with the spare action the tight chains that only lose
 
 
 def test_the_hunt_prints_a_line_for_every_statement_and_only_the_errata_fail(capsys):
@@ -214,7 +290,9 @@ def test_the_hunt_prints_a_line_for_every_statement_and_only_the_errata_fail(cap
 def test_lemma_4_and_corollary_5_as_worded_fail_on_the_chain(alpha):
     mdp, pi, pi_new = tight_chain(3, 0.0, 1.0)  # eps = 0 claims a gain of at least 0; straying costs
     assert not b.lemma_4(mdp, pi, pi_new, alpha).holds()
-    assert not b.corollary_5(*strayed_chain(3, 1.0), alpha).holds()
+    chain = strayed_chain(3, 0.0, 1.0)
+    _assert_gate_is_improvable(*chain)
+    assert not b.corollary_5(*chain, alpha).holds()
 
 
 # The statistics -----------------------------------------------------------------------------------------------------
@@ -478,6 +556,33 @@ def test_proposition_10_holds_with_n_linear_in_k(k, A, place):
     assert n < 6400 * k**2
 
 
+def test_below_the_range_of_proposition_10_the_probability_can_come_near_its_floor():
+    """k = 2, tau = eps = 0.27: five draws of +-, of which at most one may be +: 6/32, and no law of the grid has less.
+
+    A grid, n <= 40: evidence that 0.18 needs no lower limit on n, and no proof.
+    """
+    for p in (0.5, 1.0):
+        law = b.TightnessLaw(p, 2, 0.27, 0.27)
+        assert 5 <= law.n_range[1] < 6
+        assert law.probability_not_positive(5) == pytest.approx(6 / 32)
+    least = 1.0
+    for k, tau, p, share in itertools.product((2, 3, 4), np.linspace(0.14, 0.5, 9), (0.2, 1.0), (0.0, 1.0)):
+        law = b.TightnessLaw(p, k, float(tau), float(share * tau))
+        least = min(least, *(law.probability_not_positive(n) for n in range(1, min(int(law.n_range[1]), 40) + 1)))
+    assert least == pytest.approx(6 / 32)
+
+
+@pytest.mark.parametrize(("edge", "largest", "papers"), [(False, 0.1902, 0.00739), (True, 0.0944, 0.00369)])
+def test_coverage_of_which_proposition_10_speaks(edge, largest, papers):
+    """The largest p with a range of n that is not empty: k = 4, tau = 0.3 R, eps = 0 or at its edge tau p / (1 - p)."""
+
+    def room(p, low):
+        return b.TightnessLaw(p, 4, 0.3, 0.3 * p / (1 - p) if edge else 0.0).n_range[1] - low
+
+    for low, p in ((44 * 4, largest), (6400 * 4**2, papers)):
+        assert room(p * 0.998, low) > 0 > room(p * 1.002, low)
+
+
 @settings(max_examples=30)
 @given(st.floats(0.01, 1.0), st.integers(2, 8), st.floats(0.01, 0.5), st.floats(0.0, 1.0), st.integers(1, 400))
 def test_proposition_10_berry_esseen_bound_holds_for_every_n(p, k, tau, share, n):
@@ -540,10 +645,42 @@ def test_exact_runs_reach_the_gap_in_the_stated_number_of_steps(mdp, share, vari
         assert steps <= allowed
 
 
+@pytest.mark.parametrize("C", [1.0, 4.0, 100.0])
+def test_steps_to_a_gap_follow_from_the_gain(C):
+    """Theorem E: H R over the gain of a step that is not yet there, which is a_0 tau / (8 H R) and t_0^2 / (8 H R)."""
+    H, R, gap = 5, 2.0, 0.3
+    tau, a0, t0 = gap / (2 * H), gap / (2 * C * H), gap / (C * H)
+    assert H * tau + C * H * a0 == pytest.approx(gap)  # what is left at a_pi = a_0
+    oracle = H * R / b.guaranteed_gain(tau, H, R, a0 / tau)  # the gain q t^2 / (8 H R) with q t = a_0
+    assert b.steps_to_gap(H, R, C, gap, "cpi-caro") == pytest.approx(oracle)
+    assert b.steps_to_gap(H, R, C, gap, "cpi-rr") == pytest.approx(H * R / b.guaranteed_gain(t0, H, R))
+
+
 @pytest.mark.parametrize("C", [4.0, 16.0, 100.0])
 def test_the_oracle_turns_the_square_of_C_into_four_times_C(C):
     oracle, random = (b.steps_to_gap(5, 1.0, C, 0.1, v) for v in ("cpi-caro", "cpi-rr"))
     assert random / oracle == pytest.approx(C / 4)
+
+
+def test_in_rollouts_the_oracle_is_ahead_from_smaller_C_than_in_steps():
+    """theory.md, section 8: C = 16^(1/3) at tau = gap/(2H), (256/27)^(1/3) at 3 gap/(4H), the best threshold for it."""
+    H, R, gap = 4, 1.0, 0.2
+
+    def rollouts(C, share):
+        """Steps times 1/tau^2, for tau = share gap / H and what is left of the gap for a_0; share None: CPI-RR."""
+        if share is None:
+            t0 = gap / (C * H)
+            return H * R / b.guaranteed_gain(t0, H, R) / t0**2
+        tau, a0 = share * gap / H, (1 - share) * gap / (C * H)
+        return H * R / b.guaranteed_gain(tau, H, R, a0 / tau) / tau**2
+
+    scale = H**6 * R**2 / gap**4
+    assert rollouts(3.0, 0.5) == pytest.approx(128 * 3 * scale)
+    assert rollouts(3.0, None) == pytest.approx(8 * 3**4 * scale)
+    assert rollouts(3.0, 0.75) == pytest.approx(2048 / 27 * 3 * scale)
+    assert min(rollouts(3.0, share) for share in np.linspace(0.01, 0.99, 99)) == pytest.approx(rollouts(3.0, 0.75))
+    for share, C in ((0.5, 16 ** (1 / 3)), (0.75, (256 / 27) ** (1 / 3))):
+        assert rollouts(C, share) == pytest.approx(rollouts(C, None))
 
 
 def _rare_door(C: int) -> tuple[FiniteMDP, np.ndarray]:

@@ -289,6 +289,13 @@ def test_factors_of_a_reset_group_where_successes_are_rare():
     assert gain.thoughts == pytest.approx(m / (m - r / (1 - r)), rel=1e-6)
 
 
+def test_factors_of_a_reset_group_where_successes_are_not_rare():
+    """theory.md, section 11: at r = 1/2 the closed forms, 4.00, .562, .654 and 1.47, are no more than a first guide."""
+    gain = reset_gain(Chain(8, 8, 0.5), Scheme(Split((4,), (4,))))
+    assert (gain.success, gain.decisions, gain.length) == pytest.approx((3.463, 0.612, 0.538), abs=1e-3)
+    assert gain.success * gain.decisions * gain.length == pytest.approx(1.141, abs=1e-3)
+
+
 @dataclass(frozen=True)
 class _Keep:
     """Keeps c thoughts, wherever the error is."""
