@@ -84,7 +84,8 @@ def _head(result: Mapping[str, Any]) -> str:
         "with 4 79%, with 12 92% (normal values). They are not corrected for the number of "
         "contrasts, and they take the units of one warm start for independent: they say what other seeds of these warm "
         "starts would show. What other warm starts would is said by the interval <i>over warm starts</i>, Student's of "
-        "the means of each. A contrast stands only where both methods have run the same units. The way to a target is "
+        "the means of each; figures show it where there are enough of them. A contrast stands only where both methods "
+        "have run the same units. The way to a target is "
         f"read from a centred moving average of {WINDOW} steps; its median counts runs that never get there as "
         "infinite.</p>"
     )
@@ -171,7 +172,10 @@ def _held_out_section(dial: Mapping[str, Any]) -> str:
 def _map_section(result: Mapping[str, Any], folder: Path) -> str:
     path = folder / "figures" / "map.png"
     _map_figure(result, path)
-    return f"<h2>Over the tasks</h2>{_image(path)}<p>Paired differences at equal tokens; bars: 95% intervals.</p>"
+    return (
+        f"<h2>Over the tasks</h2>{_image(path)}<p>Paired differences at equal tokens; bars: 95% intervals, over warm "
+        f"starts where there are at least {_ENOUGH}, else over units (n).</p>"
+    )
 
 
 def _tuning_section(result: Mapping[str, Any]) -> str:
@@ -247,7 +251,7 @@ def _forest(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     marks = (("tokens", "o", "C0"), ("rollouts", "s", "C7"))
     for i, row in enumerate(rows):
         for shift, (axis, marker, colour) in zip((-0.12, 0.12), marks, strict=True):
-            d = row[axis]["area"]
+            d = _drawn(row[axis]["area"])
             panel.plot([d["low"], d["high"]], [i + shift] * 2, color=colour, lw=1.5)
             label = f"equal {axis}" if i == 0 else None
             panel.plot([d["value"]], [i + shift], marker, color=colour, ms=5, label=label)
@@ -260,6 +264,12 @@ def _forest(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         panel.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
+def _drawn(difference: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The difference with the interval that a figure shows: over warm starts where they are many, else over units."""
+    over = difference["over_checkpoints"]
+    return over if over is not None and over["n"] >= _ENOUGH else difference
+
+
 def _map_figure(result: Mapping[str, Any], path: Path) -> None:
     """One panel for each contrast that several dials have: its difference at equal tokens on each of them."""
     dials = list(result["dials"])
@@ -267,7 +277,7 @@ def _map_figure(result: Mapping[str, Any], path: Path) -> None:
     for dial in dials:
         for _, rows in _items(result["dials"][dial]):
             for row in rows:
-                found.setdefault(f"{row['a']} - {row['b']}", {})[dial] = row["tokens"]["area"]
+                found.setdefault(f"{row['a']} - {row['b']}", {})[dial] = _drawn(row["tokens"]["area"])
     units = {dial: max((rows[dial]["n"] for rows in found.values() if dial in rows), default=0) for dial in dials}
     several = {name: rows for name, rows in found.items() if len(rows) > 1}
     columns = min(3, max(1, len(several)))
