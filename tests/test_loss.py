@@ -157,6 +157,19 @@ def _update(trainer, batch):
     return parts
 
 
+def _second_update(trainer):
+    """Micro-batches and gradients of a batch's second update, after a first one that moved the policy far."""
+    model, trainer._step = trainer.model, 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    _update(trainer, batch)
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.5 * p.grad
+    model.zero_grad()
+    parts = _update(trainer, batch)
+    return parts, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
 def _ppo_loss(new, old, parts, temperature, clip):
     """-(1/N) sum_i (1/T_i) sum_t min(r A, clipped r A), r = pi_new / pi_old, one sequence at a time; and all r, A."""
     total, rows, ratios, advantages_T = torch.zeros(()), 0, [], []
@@ -183,15 +196,8 @@ def _ppo_loss(new, old, parts, temperature, clip):
 def test_the_second_update_of_a_batch_has_the_gradient_of_the_hand_written_ppo_loss(clip, tmp_path: Path):
     """The first one leaves the policy that sampled far behind; without a clip nothing is cut off."""
     trainer = tiny_trainer(tmp_path, method="oracle-srpo", updates=2, clip=clip, micro_rows=8, seed=2)
-    model, trainer._step = trainer.model, 0
-    batch = next(iter(trainer.get_train_dataloader()))
-    _update(trainer, batch)
-    with torch.no_grad():
-        for p in model.parameters():
-            p -= 0.5 * p.grad
-    model.zero_grad()
-    parts = _update(trainer, batch)
-    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model = trainer.model
+    parts, got = _second_update(trainer)
     old = AutoModelForCausalLM.from_pretrained(TINY)
 
     def gradient(bound):
@@ -212,15 +218,8 @@ def test_the_second_update_of_a_batch_has_the_gradient_of_the_hand_written_ppo_l
 
 def test_without_the_ratio_the_second_update_has_the_gradient_of_minus_a_log_pi(tmp_path: Path):
     trainer = tiny_trainer(tmp_path, method="oracle-srpo", updates=2, ratio=False, micro_rows=8, seed=2)
-    model, trainer._step = trainer.model, 0
-    batch = next(iter(trainer.get_train_dataloader()))
-    _update(trainer, batch)
-    with torch.no_grad():
-        for p in model.parameters():
-            p -= 0.5 * p.grad
-    model.zero_grad()
-    parts = _update(trainer, batch)
-    got = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model = trainer.model
+    parts, got = _second_update(trainer)
     model.zero_grad()
     loss, ratios, _ = _ppo_loss(model, model, parts, trainer.args.temperature, 0.0)  # gradient of r A at r = 1
     loss.backward()
