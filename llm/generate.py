@@ -13,14 +13,16 @@ token ids, can take its place through the `Backend` protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from cpi.draws import DrawKey, uniforms
 from llm.tasks.base import Task
@@ -206,8 +208,49 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
+@dataclass
+class _Batch:
+    """Rows with a common width: logits of their next token [N, V], their cache, and which slots are theirs [N, T]."""
+
+    logits: torch.Tensor
+    cache: DynamicCache
+    attention: torch.Tensor
+    where: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether the cache has one slot for every token; a sliding window or a recurrent state has not."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def rows(self, contexts: Sequence[tuple[int, ...]], width: int) -> _Batch:
+        """The rows of these contexts, as often as they are named, as wide as asked for (if the cache can be cut)."""
+        index = torch.tensor([self.where[ids] for ids in contexts], device=self.logits.device)
+        if not self.can_be_cut:
+            self.cache.batch_select_indices(index)
+            return _Batch(self.logits[index], self.cache, self.attention[index])
+        padding = max(0, width - self.attention.shape[1])
+        cache = DynamicCache()
+        for i, layer in enumerate(self.cache.layers):
+            slots = (pad(x[:, :, -width:][index], (0, 0, padding, 0)) for x in (layer.keys, layer.values))
+            cache.update(*slots, i)
+        return _Batch(self.logits[index], cache, pad(self.attention[index, -width:], (padding, 0)))
+
+    def joined(self, other: _Batch) -> _Batch:
+        """These rows and then the other ones, of the same width."""
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([mine.keys, theirs.keys])
+            mine.values = torch.cat([mine.values, theirs.values])
+        logits = torch.cat([self.logits, other.logits])
+        return _Batch(logits, self.cache, torch.cat([self.attention, other.attention]))
+
+
 class _Rows:
-    """One batch of rows being sampled. `live` holds the positions of rows that are not over."""
+    """One batch of rows being sampled. `live` holds the positions of rows that have joined it and are not over.
+
+    Rows of resets differ in how much of the response they begin with. Padded to the longest, a short prefix would carry
+    padding through all its suffix. So a row joins when the batch has come to its place in the response: the padding
+    evens out no more than prompts, and the passes are no more than a response has tokens.
+    """
 
     def __init__(
         self, model: Any, requests: Sequence[Request], backend: TransformersBackend, temperature: float, top_p: float
@@ -220,46 +263,69 @@ class _Rows:
         self.over = np.array([r.max_tokens <= 0 for r in requests])
         self._u_NT = np.empty((len(requests), 0))
 
-    def _uniforms(self, rows: np.ndarray, t: int) -> torch.Tensor:
-        """Draw `first_draw + t` of each row's key; drawn in chunks, since most rows end early."""
-        if t >= self._u_NT.shape[1]:
-            more = [uniforms([r.key], _DRAWS_AT_ONCE, start=r.first_draw + t) for r in self.requests]
+    def _uniforms(self, rows: np.ndarray) -> torch.Tensor:
+        """The draw of each row's next token; drawn in chunks, since most rows end early."""
+        t_N = np.array([len(self.done[row].ids) for row in rows])
+        while t_N.max() >= (drawn := self._u_NT.shape[1]):
+            more = [uniforms([r.key], _DRAWS_AT_ONCE, start=r.first_draw + drawn) for r in self.requests]
             self._u_NT = np.concatenate([self._u_NT, np.concatenate(more)], axis=1)
-        return torch.as_tensor(self._u_NT[rows, t], device=self.device, dtype=self.dtype)
+        return torch.as_tensor(self._u_NT[rows, t_N], device=self.device, dtype=self.dtype)
 
     def run(self) -> list[Sampled]:
-        live = np.flatnonzero(~self.over)
-        if live.size == 0:
+        waiting = np.flatnonzero(~self.over)
+        if waiting.size == 0:
             return self.done
-        logits, cache, attention = self._prefill(live)
-        t = 0
-        while True:
-            tokens = self._draw(logits, live, t)
-            t += 1
+        prefilled = self._prefill(waiting)
+        starts = self._starts(waiting, prefilled)
+        width = max(len(self.requests[row].ids) - start for row, start in zip(waiting, starts, strict=True))
+        live, batch = waiting[:0], None
+        step = 0
+        while live.size or waiting.size:
+            if not live.size:
+                step, batch = max(step, int(starts.min())), None
+            now = starts <= step
+            if now.any():
+                joining = prefilled.rows([self.requests[row].ids for row in waiting[now]], width + step)
+                batch = joining if batch is None else batch.joined(joining)
+                live = np.concatenate([live, waiting[now]])
+                waiting, starts = waiting[~now], starts[~now]
+            assert batch is not None
+            tokens = self._draw(batch.logits, live)
             keep = ~self.over[live]
-            if not keep.any():
-                return self.done
-            if not keep.all():  # rows that are over leave the batch
-                index = torch.as_tensor(np.flatnonzero(keep), device=self.device)
-                cache.batch_select_indices(index)
-                attention, tokens, live = attention[index], tokens[index], live[keep]
-            attention = torch.cat([attention, attention.new_ones(len(live), 1)], dim=1)
-            positions = attention.sum(dim=1, keepdim=True) - 1
-            logits = self.model(
-                input_ids=tokens[:, None],
-                attention_mask=attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            live = live[keep]
+            step += 1
+            if live.size:
+                self._forward(batch, tokens, keep)
+        return self.done
 
-    def _prefill(self, live: np.ndarray) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-        """Each distinct context once, left-padded; then logits and cache repeated for the rows that share it."""
-        contexts = list(dict.fromkeys(self.requests[i].ids for i in live))
-        where = {ids: c for c, ids in enumerate(contexts)}
+    def _starts(self, waiting: np.ndarray, prefilled: _Batch) -> np.ndarray:
+        """The step at which each row joins: as far into the response as its prefix is, the shortest at once."""
+        begun = np.array([self.requests[row].first_draw for row in waiting])
+        if not prefilled.can_be_cut:
+            return np.zeros_like(begun)
+        return begun - begun.min()
+
+    def _forward(self, batch: _Batch, tokens: torch.Tensor, keep: np.ndarray) -> None:
+        """One pass over the rows to keep, each with its new token; those that are over leave the batch."""
+        if not keep.all():
+            index = torch.as_tensor(np.flatnonzero(keep), device=self.device)
+            batch.cache.batch_select_indices(index)
+            batch.attention, tokens = batch.attention[index], tokens[index]
+        batch.attention = torch.cat([batch.attention, batch.attention.new_ones(len(tokens), 1)], dim=1)
+        batch.logits = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=batch.attention,
+            position_ids=batch.attention.sum(dim=1, keepdim=True) - 1,
+            past_key_values=batch.cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+    def _prefill(self, rows: np.ndarray) -> _Batch:
+        """Each distinct context once, left-padded."""
+        contexts = list(dict.fromkeys(self.requests[i].ids for i in rows))
         width = max(len(ids) for ids in contexts)
-        pad = self.backend.pad_id
-        ids_CT = torch.tensor([[pad] * (width - len(c)) + list(c) for c in contexts], device=self.device)
+        filler = self.backend.pad_id
+        ids_CT = torch.tensor([[filler] * (width - len(c)) + list(c) for c in contexts], device=self.device)
         attention = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=self.device)
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
@@ -272,17 +338,15 @@ class _Rows:
             # by index and not as a slice: torch multiplies a strided slice by a frozen head as a batch of copies of it
             logits_to_keep=torch.tensor([width - 1], device=self.device),
         ).logits[:, -1]
-        index = torch.tensor([where[self.requests[i].ids] for i in live], device=self.device)
-        cache.batch_select_indices(index)
-        return logits[index], cache, attention[index]
+        return _Batch(logits, cache, attention, {ids: c for c, ids in enumerate(contexts)})
 
-    def _draw(self, logits_NV: torch.Tensor, live: np.ndarray, t: int) -> torch.Tensor:
+    def _draw(self, logits_NV: torch.Tensor, live: np.ndarray) -> torch.Tensor:
         logp_NV = torch.log_softmax(logits_NV.float() / (self.temperature or 1.0), dim=-1)
         if self.temperature == 0:
             tokens = logp_NV.argmax(dim=-1)
         else:
             probs_NC, ids_NC = _nucleus(logp_NV, self.top_p, self.dtype)
-            drawn = _inverse_cdf(probs_NC, self._uniforms(live, t))
+            drawn = _inverse_cdf(probs_NC, self._uniforms(live))
             tokens = ids_NC.gather(1, drawn[:, None])[:, 0]
         chosen = logp_NV.gather(1, tokens[:, None])[:, 0].tolist()
         entropies = -(logp_NV.exp() * logp_NV).nan_to_num().sum(dim=-1)

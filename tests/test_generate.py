@@ -1,13 +1,15 @@
-"""The nucleus from the most probable tokens alone is the nucleus of the whole vocabulary; caps of a response."""
+"""The nucleus from the most probable tokens alone is the nucleus of the whole vocabulary; caps of a response; rows that
+join the batch where their prefix ends."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from cpi.draws import DrawKey, inverse_cdf
-from llm.generate import _CANDIDATES, Sampling, _inverse_cdf, _nucleus
+from llm.generate import _CANDIDATES, NoStop, Request, Sampling, TransformersBackend, _inverse_cdf, _nucleus
 from llm.setup import build_world, load_model
 from llm.tasks import load_task
 
@@ -71,3 +73,71 @@ def test_a_response_is_finished_if_it_ended_by_itself_and_not_at_a_cap(cap, fini
     keys = [DrawKey(seed=0, prompt=i) for i in range(4)]
     traces = simulator.continue_from([simulator.root(p) for p in problems], keys)
     assert [t.finished for t in traces] == [finished] * 4
+
+
+V, LENGTH = 13, 24
+
+
+class _Counting:
+    """A random model of 13 tokens that notes the attention mask of every pass; nothing but the budget ends a row."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.masks: list[torch.Tensor] = []
+        model.register_forward_pre_hook(
+            lambda _, a, k: self.masks.append(k["attention_mask"].clone()), with_kwargs=True
+        )
+        self.backend = TransformersBackend(model.double().eval(), frozenset(), 0, lambda token: "")
+
+    def passes(self, requests: list[Request]) -> tuple[list[list[int]], list[torch.Tensor]]:
+        """The tokens of each row, and the masks of the passes after the first one."""
+        self.masks.clear()
+        return [row.ids for row in self.backend.sample(requests, 0.7, 0.95)], self.masks[1:]
+
+
+def _llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, initializer_range=0.5, **sizes))
+
+
+def _with_a_window() -> MistralForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=V, initializer_range=0.5, num_key_value_heads=2, sliding_window=8, **sizes)
+    return MistralForCausalLM(config)
+
+
+def _request(prompt: tuple[int, ...], response: list[int], cut: int, row: int, length: int = LENGTH) -> Request:
+    return Request((*prompt, *response[:cut]), DrawKey(seed=0, prompt=row), cut, length - cut, NoStop())
+
+
+@pytest.mark.parametrize("model", [_llama, _with_a_window])
+@pytest.mark.parametrize("prompts", [[(1, 2, 3)] * 6, [(1,), (1, 2, 3, 4, 5), (6, 7), (8, 9, 10, 11), (5,), (5, 5, 5)]])
+def test_a_row_continued_from_any_of_its_prefixes_goes_on_as_it_did(model, prompts):
+    counting = _Counting(model())
+    whole, _ = counting.passes([_request(p, [], 0, i) for i, p in enumerate(prompts)])
+    assert len({tuple(ids) for ids in whole}) == len(prompts)
+    cuts = [11, 3, 23, 0, 3, 17]
+    requests = [_request(p, whole[i], cut, i) for i, (p, cut) in enumerate(zip(prompts, cuts, strict=True))]
+    rest, _ = counting.passes(requests)
+    assert rest == [ids[cut:] for ids, cut in zip(whole, cuts, strict=True)]
+
+
+def test_prefixes_of_other_lengths_are_not_padded_and_cost_no_pass_more():
+    counting = _Counting(_llama())
+    response = counting.passes([_request((1, 2), [], 0, 0)])[0][0]
+    _, masks = counting.passes([_request((1, 2), response, cut, row) for row, cut in enumerate([20, 4, 9, 9])])
+    assert [tuple(mask.shape) for mask in masks] == [
+        (1 if width <= 12 - 1 else 3 if width <= 22 else 4, width) for width in range(7, 26)
+    ]
+    assert all(mask.all() for mask in masks)
+    assert len(masks) == LENGTH - 4 - 1
+
+
+def test_no_pass_is_made_between_the_end_of_all_rows_and_the_next_to_join():
+    counting = _Counting(_llama())
+    whole = [counting.passes([_request((1, 2), [], 0, row)])[0][0] for row in range(2)]
+    short, late = _request((1, 2), [], 0, 0, length=3), _request((1, 2), whole[1], 20, 1)
+    rows, masks = counting.passes([short, late])
+    assert rows == [whole[0][:3], whole[1][20:]]
+    assert len(masks) == 2 + 3
