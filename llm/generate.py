@@ -277,7 +277,7 @@ class _Rows:
             return self.done
         prefilled = self._prefill(waiting)
         starts = self._starts(waiting, prefilled)
-        width = max(len(self.requests[row].ids) - start for row, start in zip(waiting, starts, strict=True))
+        width = max(len(self.requests[int(row)].ids) - start for row, start in zip(waiting, starts, strict=True))
         live, batch = waiting[:0], None
         step = 0
         while live.size or waiting.size:
