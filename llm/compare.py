@@ -45,7 +45,7 @@ from llm.config import USER_ERRORS, ConfigError, config_from_args, listing, mapp
 from llm.curves import AXES, HELD_OUT, Run, budgets, contrast, curve_of, held, held_out_of, mean_over, summarise
 from llm.evaluations import compare_folders, print_comparison, write_comparison
 from llm.report import over_warm_starts, shown, way, write_report
-from llm.runs import RunFolder, file_digest, new_folder, open_run, versions
+from llm.runs import RunFolder, alone_in, file_digest, new_folder, open_run, versions
 from llm.setup import resolve_model
 from llm.tiny.__main__ import TinyConfig
 from llm.tiny.__main__ import main as make_warm_start
@@ -378,9 +378,14 @@ def main(config: CompareConfig) -> dict[str, Any]:
     """Run the comparison to its end; returns what `result.json` holds. Raises ConfigError, TaskError or RunError."""
     if config.evaluations:
         return _compare_evaluations(config)
-    clock = time.perf_counter()
     _check(config)
     folder = _open(config)
+    with alone_in(folder.path):
+        return _compare(config, folder)
+
+
+def _compare(config: CompareConfig, folder: RunFolder) -> dict[str, Any]:
+    clock = time.perf_counter()
     with _workers(_jobs(config)) as workers:
         _make_warm_starts(workers, config)
         tuning = _tune(workers, config)

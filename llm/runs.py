@@ -15,15 +15,18 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from llm.config import ConfigError, to_yaml
 
-__all__ = ["RunFolder", "default_folder", "file_digest", "new_folder", "open_run", "versions"]
+__all__ = ["RunFolder", "alone_in", "default_folder", "file_digest", "new_folder", "open_run", "versions"]
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "math-verify", "reasoning-gym")
 
@@ -128,6 +131,21 @@ def open_run(config: Any, folder: Path, resume: bool) -> RunFolder:
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}; give another --output") from error
     return RunFolder(folder)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other process works in the folder meanwhile. The lock is the system's: it ends with a process that is killed.
+
+    Raises ConfigError if another one does.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"another process is at work in {folder}; wait until it has ended, or give another --output"
+        ) from None
 
 
 def _check_same(config: Any, folder: Path) -> None:

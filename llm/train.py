@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +37,7 @@ from llm.methods import MethodConfig, build_method
 from llm.objective import TrainingMethod
 from llm.plan import make_plan
 from llm.plots import training_figure
-from llm.runs import RunFolder, default_folder, open_run, versions
+from llm.runs import RunFolder, alone_in, default_folder, open_run, versions
 from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model, resolve_model
 from llm.show import rollout_rows, step_text
 from llm.tasks import load_task
@@ -422,6 +422,18 @@ def main(config: TrainConfig) -> dict[str, Any]:
     stem = f"{config.method}-{config.task.partition(':')[0]}-s{config.seed}"
     folder = Path(config.output) if config.output else default_folder(stem)
     run = open_run(config, folder, config.resume) if _is_main() else RunFolder(folder)
+    with alone_in(folder) if _is_main() else nullcontext():
+        return _train(config, run, world, method, problems, held_out)
+
+
+def _train(
+    config: TrainConfig,
+    run: RunFolder,
+    world: World,
+    method: TrainingMethod,
+    problems: list[Problem],
+    held_out: list[Problem],
+) -> dict[str, Any]:
     checkpoint = _checkpoint(run, config.resume)
     first_step = int(checkpoint.name.rsplit("-", 1)[1]) // config.updates if checkpoint else 0
 

@@ -33,6 +33,7 @@ from llm.curves import (
     summarise,
 )
 from llm.report import over_warm_starts, shown
+from llm.runs import alone_in
 from llm.train import TrainConfig
 from llm.train import main as train
 
@@ -217,6 +218,8 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     (broken / "result.json").unlink()
     with pytest.raises(ConfigError, match="--resume"):
         main(_config(tmp_path))
+    with alone_in(out), pytest.raises(ConfigError, match="another process is at work"):
+        main(_config(tmp_path, "--resume"))
     studies = STUDY["studies"] | {"more": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": [2]}}}
     more = main(_config(tmp_path, "--resume", studies=studies))
     assert (kept / "result.json").stat().st_mtime_ns == stamp

@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args
 from llm.methods import METHODS
+from llm.runs import alone_in
 from llm.show import RESET, WRONG
 from llm.train import TrainConfig, main
 from llm.trainer import ResetTrainer, RunError
@@ -160,6 +161,21 @@ def test_an_existing_folder_is_not_overwritten_and_another_config_is_not_resumed
     with pytest.raises(ConfigError, match=r"learning_rate=0.0003, not 0.5"):
         main(TrainConfig(**SMALL, learning_rate=0.5, output=str(tmp_path / "other"), resume=True))
     assert (tmp_path / "other" / "result.json").read_bytes() == before
+
+
+def test_two_processes_do_not_write_to_one_run(tmp_path: Path):
+    run = tmp_path / "run"
+    config = TrainConfig(**SMALL, output=str(run))
+    main(config)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with alone_in(run):
+        done = _run("--output", str(run), "--resume")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        f"llm.train: another process is at work in {run}; wait until it has ended, or give another --output"
+    ]
+    assert before.items() <= {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}.items()
+    main(replace(config, resume=True))
 
 
 def _no_file_beyond_300_kilobytes() -> None:
