@@ -27,7 +27,7 @@ from cpi.chain_gradient import (
 )
 from cpi.draws import DrawKey, uniforms
 from cpi.exact import evaluate
-from cpi.experiments.shared_facts import accuracy, draw_step, gradient, train_facts
+from cpi.experiments.shared_facts import Checker, FactEpisode, accuracy, draw_step, gradient, train_facts
 from cpi.groups import FirstFailure, Group, IntactBase, Phase, Plan, Split, collect, group_advantages
 from cpi.policy_gradient import policy_gradient
 from cpi.resets import Cost, Noisy, UniformWithinEpisode
@@ -469,3 +469,32 @@ def test_one_second_moment_for_all_facts_gives_the_curves_difference_to_grpo():
 def test_what_cannot_be_predicted_is_one_line(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_checker_errs_on_its_blind_facts_in_both_directions():
+    def named(fact: list[int], right: list[bool]) -> int:
+        asked = np.array(fact)
+        episode = FactEpisode(asked, asked, np.array(right), 0, DrawKey(seed=0))
+        (row,) = Checker(frozenset({7})).cut_probs([episode])
+        assert row.sum() == 1
+        return int(row.argmax())
+
+    assert named([3, -1, 4, 5], [True, True, False, True]) == 2
+    assert named([3, 7, -1, 4], [True, False, True, False]) == 3  # passes what is wrong: late
+    assert named([7, -1, 4, 5], [True, True, False, True]) == 0  # objects to what is right: early
+    assert named([3, 7, -1, -1], [True, False, True, True]) == 3  # nothing disagrees: the last
+
+
+def test_a_checker_without_blind_spots_is_exact_and_its_answers_are_on_the_budget():
+    chain, scheme = Chain(6, 4, 0.6), METHODS["srpo-furthest"](NearError())
+    exact, free, dear = (
+        train_facts(chain, scheme, 0, localiser=localiser)
+        for localiser in (None, Checker(frozenset()), Checker(frozenset(), thoughts_per_answer=2))
+    )
+    assert free.area == exact.area
+    np.testing.assert_array_equal(free.accuracy_S[: dear.accuracy_S.size], dear.accuracy_S)
+    assert dear.accuracy_S.size < free.accuracy_S.size
+    # before any success every prompt has four failures, and each of them is asked about
+    localiser = Checker(frozenset(), thoughts_per_answer=2)
+    account = draw_step(np.full(33, 1e-9), chain, scheme, 5, seed=0, step=1, localiser=localiser).account
+    assert (account.localisation_calls, account.localisation_tokens) == (5 * 4, 5 * 4 * 2)

@@ -17,9 +17,9 @@ from scipy.special import expit, logit
 from cpi.chain_gradient import BETAS, FACTS, PROMPTS, RATE, UPDATES, Chain, CutLaw, LearningCurve, Scheme
 from cpi.draws import DrawKey, uniforms
 from cpi.groups import Phase, Plan, Rollouts, collect, group_advantages
-from cpi.resets import Cost
+from cpi.resets import Cost, ResetSampler
 
-__all__ = ["FactEpisode", "FactPrefix", "FactSimulator", "accuracy", "draw_step", "gradient", "train_facts"]
+__all__ = ["Checker", "FactEpisode", "FactPrefix", "FactSimulator", "accuracy", "draw_step", "gradient", "train_facts"]
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -108,6 +108,30 @@ class _Answers:
         return rows
 
 
+@dataclass(frozen=True)
+class Checker:
+    """A localiser with blind spots, as the embedded language model is taught to be one (`llm.tiny.recipe`).
+
+    It recomputes each thought and names the first that disagrees, or the last if none does. About the `blind` facts it
+    is mistaken itself: it passes what is wrong there and objects to what is right. An answer costs as many tokens as
+    `thoughts_per_answer` thoughts; here a token is a thought.
+    """
+
+    blind: frozenset[int]
+    thoughts_per_answer: int = 0
+    spent: Cost = field(default_factory=Cost, compare=False)
+
+    def cut_probs(self, episodes: Sequence[FactEpisode]) -> list[Float]:
+        self.spent.localisation_calls += len(episodes)
+        self.spent.localisation_tokens += self.thoughts_per_answer * len(episodes)
+        rows = []
+        for e in episodes:
+            objects_T = e.right_T == np.isin(e.fact_T, list(self.blind))
+            k = int(objects_T.argmax()) if objects_T.any() else e.num_decisions - 1
+            rows.append(np.eye(e.num_decisions)[k])
+        return rows
+
+
 def accuracy(known_F: Float, hard: int) -> float:
     """P(a question is answered right): the mean of products of `hard` different facts."""
     mean = np.zeros(hard + 1)
@@ -130,11 +154,20 @@ def _questions(chain: Chain, facts: int, prompts: int, seed: int, step: int) -> 
 
 
 def draw_step(
-    known_F: Float, chain: Chain, scheme: Scheme, prompts: int, seed: int, step: int
+    known_F: Float,
+    chain: Chain,
+    scheme: Scheme,
+    prompts: int,
+    seed: int,
+    step: int,
+    localiser: ResetSampler[FactEpisode] | None = None,
 ) -> Rollouts[FactEpisode]:
-    """The buffer of one step of a policy that knows fact f with probability known_F[f]."""
+    """The buffer of one step of a policy that knows fact f with probability known_F[f].
+
+    localiser: where to cut instead of by the law of `scheme`.
+    """
     keys = [DrawKey(seed=seed, step=step, prompt=i) for i in range(prompts)]
-    plan = Plan(scheme.split, _Answers(scheme.cuts), scheme.seeds)
+    plan = Plan(scheme.split, localiser or _Answers(scheme.cuts), scheme.seeds)
     return collect(FactSimulator(known_F), _questions(chain, known_F.size, prompts, seed, step), keys, plan)
 
 
@@ -164,9 +197,11 @@ def train_facts(
     prompts: int = PROMPTS,
     facts: int = FACTS,
     pooled: bool = False,
+    localiser: ResetSampler[FactEpisode] | None = None,
 ) -> LearningCurve:
     """One run, over the budget of `cpi.chain_gradient.learning_curve`; all its draws follow from `seed`.
 
+    localiser: where to cut instead of by the law of `scheme`; what its answers cost is on the budget.
     pooled: Adam divides all facts by one second moment, their mean, as the curve does, and not each by its own.
     """
     z_F = np.full(facts, logit(chain.reliability))
@@ -175,13 +210,13 @@ def train_facts(
     spent, reached = [0.0], [accuracy(expit(z_F), chain.hard)]
     while spent[-1] < budget:
         step, known_F = len(spent), expit(z_F)
-        rollouts = draw_step(known_F, chain, scheme, prompts, seed, step)
+        rollouts = draw_step(known_F, chain, scheme, prompts, seed, step, localiser)
         g_F = gradient(known_F, rollouts, scheme)
         first_F = betas[0] * first_F + (1 - betas[0]) * g_F
         second_F = betas[1] * second_F + (1 - betas[1]) * g_F**2
         m_F, v_F = first_F / (1 - betas[0] ** step), second_F / (1 - betas[1] ** step)
         scale = np.sqrt(v_F.mean() if pooled else v_F) + ADAM_EPS
         z_F = z_F + rate * m_F / scale
-        spent.append(spent[-1] + rollouts.account.tokens)
+        spent.append(spent[-1] + rollouts.account.all_tokens)
         reached.append(accuracy(expit(z_F), chain.hard))
     return LearningCurve(np.array(spent), np.array(reached), budget)
