@@ -45,7 +45,8 @@ class FirstErrors:
 class Measuring:
     """Every `every` steps (0: never) the first `seeds` seeds, with `continuations` from each of their thoughts.
 
-    seeds are of each process; without localisations (GRPO) they are failures, of which only the coverage p is told.
+    seeds are of each process; without localisations (GRPO) they are failures, one a prompt, of which only the coverage
+    p is told.
     """
 
     every: int = 0
@@ -56,7 +57,8 @@ class Measuring:
         task = simulator.task
         if task.knows_first_error or not self.every or step % self.every:
             return FirstErrors(task)
-        seeds = [loc.seed for loc in rollouts.localisations] or [t for ts in rollouts.fresh for t in ts if failed(t)]
+        failures = [[t for t in ts if failed(t)] for ts in rollouts.fresh]
+        seeds = [loc.seed for loc in rollouts.localisations] or [ts[0] for ts in failures if ts]
         chosen = list({t.key: t for t in seeds if t.num_decisions}.values())[: self.seeds]
         oracle = ValueLocalizer(simulator, self.continuations, stream=_OWN_DRAWS)
         rows = oracle.cut_probs(chosen) if chosen else []

@@ -14,7 +14,7 @@ from scripted import TreeTask, actions_of, tree_simulator
 
 from cpi.draws import DrawKey
 from cpi.groups import Localisation, Phase, Plan, Rollouts, Split, collect
-from cpi.resets import Cost, UniformWithinEpisode
+from cpi.resets import Cost, Start, UniformWithinEpisode
 from llm.first_errors import FirstErrors, Measuring
 from llm.generate import Sampled, ThoughtSimulator
 from llm.localize import Earlier, EntropyLocalizer, OracleLocalizer, SelfLocalizer, ValueLocalizer, parse_answer
@@ -245,6 +245,20 @@ def test_first_errors_by_value_are_those_that_a_silent_task_keeps_to_itself():
     assert Measuring(every=0)(silent, rollouts, step=4).rollouts == 0
     told = Measuring(every=2)(simulator, rollouts, step=4)  # a task that knows is asked about all of them
     assert told.rollouts == 0 and None not in [told(s) for s in seeds]
+
+
+def test_without_resets_the_first_failure_of_each_prompt_is_measured():
+    simulator, _ = _rollouts(1)
+    root = simulator.root(simulator.task.problems("train", 1, 0)[0])
+    rollouts = collect(
+        simulator, [root] * 6, [DrawKey(seed=6, prompt=i) for i in range(6)], Plan(Split((8,), ()), Start())
+    )
+    silent = replace(simulator, task=_Silent(simulator.task.right))
+    failures = [[t for t in ts if not t.outcome] for ts in rollouts.fresh]
+    assert all(len(ts) > 1 for ts in failures)
+    found = Measuring(every=1, seeds=4, continuations=64)(silent, rollouts, step=0)
+    known = [[found(t) is not None for t in ts] for ts in failures]
+    assert known == [[i < 4 and t is ts[0] for t in ts] for i, ts in enumerate(failures)]
 
 
 def test_a_localiser_by_value_is_not_measured_against_its_own_continuations():
