@@ -20,8 +20,8 @@ A uniform row accepts everything, so random resets have kappa = 1 and rho = p; a
 rho = its share of hits among its answers, and kappa = its share of hits among all seeds, unanswered ones included. The
 theory's guarantee favours the localiser over random resets where kappa * rho > p.
 
-localiser_exact, localiser_clean and localiser_deviation are of the cuts that were made. (`llm.measure`, before and after
-training, counts an answer that names no cut as a miss.)
+localiser_exact, localiser_clean and localiser_deviation are of the cuts that were made. (`llm.measure`, before and
+after training, counts an answer that names no cut as a miss.)
 """
 
 from __future__ import annotations
