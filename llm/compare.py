@@ -381,6 +381,8 @@ def main(config: CompareConfig) -> dict[str, Any]:
     _check(config)
     folder = _open(config)
     with alone_in(folder.path):
+        if config.resume:  # methods, seeds and tasks may have been added
+            folder.file("config.yaml").write_text(to_yaml(config), encoding="utf-8")
         return _compare(config, folder)
 
 
@@ -418,7 +420,6 @@ def _open(config: CompareConfig) -> RunFolder:
         return open_run(config, folder, resume=False)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} holds no comparison to resume; leave --resume out to start one")
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     return RunFolder(folder)
 
 

@@ -35,7 +35,7 @@ from cpi.groups import Phase
 from llm.config import ConfigError, option, run_command
 from llm.generate import Sampling
 from llm.paper import paper_numbers
-from llm.runs import RunFolder, default_folder, open_run, versions
+from llm.runs import RunFolder, alone_in, default_folder, open_run, versions
 from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model
 from llm.statistics import Interval, mean_score, pass_at_k, wilson
 from llm.tasks import BENCHMARKS, load_task, refuse_overlap
@@ -299,23 +299,24 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
     stem = f"evaluate-{Path(config.model).name}"
     run = open_run(config, Path(config.output) if config.output else default_folder(stem), config.resume)
-    done = _done(run, config, {spec: len(ps) for spec, ps in problems.items()})
-    for spec in specs:
-        finished = {row["problem"] for row in done if row["task"] == spec}
-        _run_task(config, worlds[spec], run, spec, problems[spec], finished)
-    rows = sorted(run.rows("problems.jsonl"), key=lambda row: int(row["problem"]))
-    result = {
-        "model": config.model,
-        "base": subject.base,
-        "run": subject.run,
-        "seed": config.seed,
-        "samples": config.samples,
-        "training_questions_checked": trained_on is not None,
-        "tasks": {spec: _summary(config, subject, spec, [r for r in rows if r["task"] == spec]) for spec in specs},
-        "versions": versions(),
-    }
-    run.write_json("result.json", result)
-    _write_table(result, run)
+    with alone_in(run.path):
+        done = _done(run, config, {spec: len(ps) for spec, ps in problems.items()})
+        for spec in specs:
+            finished = {row["problem"] for row in done if row["task"] == spec}
+            _run_task(config, worlds[spec], run, spec, problems[spec], finished)
+        rows = sorted(run.rows("problems.jsonl"), key=lambda row: int(row["problem"]))
+        result = {
+            "model": config.model,
+            "base": subject.base,
+            "run": subject.run,
+            "seed": config.seed,
+            "samples": config.samples,
+            "training_questions_checked": trained_on is not None,
+            "tasks": {spec: _summary(config, subject, spec, [r for r in rows if r["task"] == spec]) for spec in specs},
+            "versions": versions(),
+        }
+        run.write_json("result.json", result)
+        _write_table(result, run)
     _print(result, run)
     return result
 

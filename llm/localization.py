@@ -47,7 +47,7 @@ from llm.localize import ValueLocalizer, true_first_error
 from llm.methods import LOCALIZERS, MethodConfig
 from llm.paper import paper_figure_4
 from llm.plots import localization_figure
-from llm.runs import RunFolder, default_folder, open_run, versions
+from llm.runs import RunFolder, alone_in, default_folder, open_run, versions
 from llm.setup import PROMPT_STYLES, World, build_world, check_lengths
 from llm.statistics import Interval, mean_score, pass_at_k, wilson
 from llm.tasks import load_task
@@ -364,29 +364,30 @@ def main(config: LocalizationConfig) -> dict[str, Any]:
     world = _world(config, subject, problems)
     folder = Path(config.output) if config.output else default_folder(f"localization-{Path(config.model).name}")
     run = open_run(config, folder, config.resume)
-    done = {batch["start"] for batch in _done(run, config)}
-    with tqdm(total=n, desc="localization", unit="problem", initial=min(n, len(done) * config.batch)) as bar:
-        for start in range(0, n, config.batch):
-            if start not in done:
-                batch = _batch(config, world, problems, start)
-                run.append("batches.jsonl", batch)
-                bar.update(batch["attempts"])
-    summary = summarise(run.rows("batches.jsonl"), _localizers(config), config.seed)
-    if not summary["failures"]:
-        raise ConfigError(f"the model solved all {n} problems, so there is nothing to localise; raise --problems")
-    result = {
-        "model": config.model,
-        "task": spec,
-        "seed": config.seed,
-        "continuations": config.continuations,
-        "bins": BINS,
-        **summary,
-        "paper": paper_figure_4(),
-        "versions": versions(),
-    }
-    run.write_json("result.json", result)
-    _write_table(result, run)
-    localization_figure(result, run.file("figure.png"))
+    with alone_in(run.path):
+        done = {batch["start"] for batch in _done(run, config)}
+        with tqdm(total=n, desc="localization", unit="problem", initial=min(n, len(done) * config.batch)) as bar:
+            for start in range(0, n, config.batch):
+                if start not in done:
+                    batch = _batch(config, world, problems, start)
+                    run.append("batches.jsonl", batch)
+                    bar.update(batch["attempts"])
+        summary = summarise(run.rows("batches.jsonl"), _localizers(config), config.seed)
+        if not summary["failures"]:
+            raise ConfigError(f"the model solved all {n} problems, so there is nothing to localise; raise --problems")
+        result = {
+            "model": config.model,
+            "task": spec,
+            "seed": config.seed,
+            "continuations": config.continuations,
+            "bins": BINS,
+            **summary,
+            "paper": paper_figure_4(),
+            "versions": versions(),
+        }
+        run.write_json("result.json", result)
+        _write_table(result, run)
+        localization_figure(result, run.file("figure.png"))
     _print(result, run)
     return result
 

@@ -11,7 +11,8 @@ is what the oracle localiser accepts, and a lower bound on the paper's G, which 
 well by chance.
 
     p      coverage: states in G / states, along the seeds; where nothing is localised, along the failed fresh rollouts
-           of the step (which weigh prompts with many failures more, and failures that a seed policy passes over)
+           of the step (which weigh prompts with many failures more, and failures that a seed policy passes over; by
+           Monte Carlo values, along the first failure of a few prompts)
     kappa  recall: the mean over seeds of g at the state in G, where g_k = row_k / max(row) is the sampler's row of
            cut probabilities as an acceptance test, scaled so that its likeliest cut is always accepted
     rho    precision: the sum of g over states in G / its sum over all states of all seeds

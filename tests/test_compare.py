@@ -218,9 +218,11 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     (broken / "result.json").unlink()
     with pytest.raises(ConfigError, match="--resume"):
         main(_config(tmp_path))
-    with alone_in(out), pytest.raises(ConfigError, match="another process is at work"):
-        main(_config(tmp_path, "--resume"))
     studies = STUDY["studies"] | {"more": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": [2]}}}
+    asked = (out / "config.yaml").read_bytes()
+    with alone_in(out), pytest.raises(ConfigError, match="another process is at work"):
+        main(_config(tmp_path, "--resume", studies=studies))
+    assert (out / "config.yaml").read_bytes() == asked
     more = main(_config(tmp_path, "--resume", studies=studies))
     assert (kept / "result.json").stat().st_mtime_ns == stamp
     assert (broken / "metrics.jsonl").read_bytes() == before

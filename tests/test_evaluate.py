@@ -18,6 +18,7 @@ import llm.evaluate
 from llm.config import ConfigError, config_from_args, run_command
 from llm.evaluate import EvaluateConfig, find_subject, main
 from llm.paper import paper_means, paper_model, paper_numbers
+from llm.runs import alone_in
 from llm.tasks import TaskError
 from llm.tiny.tokenizer import build_tokenizer
 from tests.scripted import ScriptedConfig, ScriptedLM, TreeTask, tree_tokenizer
@@ -167,6 +168,8 @@ def test_a_resume_with_another_config_and_a_used_folder_are_refused(tmp_path: Pa
         main(config)
     with pytest.raises(ConfigError, match="holds no run to resume"):
         main(replace(config, output=str(tmp_path / "none"), resume=True))
+    with alone_in(tmp_path / "out"), pytest.raises(ConfigError, match="another process is at work"):
+        main(replace(config, resume=True))
     assert (tmp_path / "out" / "result.json").read_text() == before
 
 

@@ -76,6 +76,7 @@ def test_a_response_is_finished_if_it_ended_by_itself_and_not_at_a_cap(cap, fini
 
 
 V, LENGTH = 13, 24
+SIZES = {"vocab_size": V, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 class _Counting:
@@ -96,15 +97,12 @@ class _Counting:
 
 def _llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=V, initializer_range=0.5, **sizes))
+    return LlamaForCausalLM(LlamaConfig(initializer_range=0.5, **SIZES))
 
 
 def _with_a_window() -> MistralForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = MistralConfig(vocab_size=V, initializer_range=0.5, num_key_value_heads=2, sliding_window=8, **sizes)
-    return MistralForCausalLM(config)
+    return MistralForCausalLM(MistralConfig(initializer_range=0.5, num_key_value_heads=2, sliding_window=8, **SIZES))
 
 
 def _request(prompt: tuple[int, ...], response: list[int], cut: int, row: int, length: int = LENGTH) -> Request:
@@ -128,7 +126,7 @@ def test_prefixes_of_other_lengths_are_not_padded_and_cost_no_pass_more():
     response = counting.passes([_request((1, 2), [], 0, 0)])[0][0]
     _, masks = counting.passes([_request((1, 2), response, cut, row) for row, cut in enumerate([20, 4, 9, 9])])
     assert [tuple(mask.shape) for mask in masks] == [
-        (1 if width <= 12 - 1 else 3 if width <= 22 else 4, width) for width in range(7, 26)
+        (1 if width <= 11 else 3 if width <= 22 else 4, width) for width in range(7, 26)
     ]
     assert all(mask.all() for mask in masks)
     assert len(masks) == LENGTH - 4 - 1

@@ -17,6 +17,7 @@ from llm.config import ConfigError, config_from_args
 from llm.evaluate import Subject
 from llm.localization import BINS, LocalizationConfig, main, summarise
 from llm.paper import paper_figure_4
+from llm.runs import alone_in
 from llm.statistics import wilson
 
 RIGHT = (1, 2, 0)
@@ -143,6 +144,8 @@ def test_a_killed_measurement_resumes_to_the_same_result(
             main(replace(CONFIG, output=str(killed)))
     with (killed / "batches.jsonl").open("a") as stream:
         stream.write('{"start": 10, "rows": [{"pro')  # and the next line was cut off as it was written
+    with alone_in(killed), pytest.raises(ConfigError, match="another process is at work"):
+        main(replace(CONFIG, output=str(killed), resume=True))
     assert main(replace(CONFIG, output=str(killed), resume=True)) == whole
     assert (killed / "batches.jsonl").read_bytes() == (tmp_path / "whole/batches.jsonl").read_bytes()
 
