@@ -7,7 +7,7 @@ another, so that the libraries are imported once and not once a cell.
 
  1. warm starts that the repository does not hold are made (``warm:SEED``, by the recipe of `llm.tiny`);
  2. every method is tuned: the same learning rates, on seeds that are used for nothing else, the best mean accuracy up
-    to the common token budget wins;
+    to the common token budget wins; a variant that names its learning rate is not;
  3. the cells are run, then compared at equal steps, rollouts and tokens (`llm.curves`).
 
 A comparison that was stopped, or killed, goes on with ``--resume``: finished cells are kept, unfinished ones go on from
@@ -165,13 +165,14 @@ def _used_variants(config: CompareConfig) -> list[str]:
 
 
 def _tuning_cells(config: CompareConfig) -> dict[tuple[str, float], list[Cell]]:
-    """By variant and learning rate."""
+    """By variant and learning rate; a variant that names its own learning rate keeps it."""
     if not config.tune:
         return {}
     units = _units(config.tune["seeds"])
     return {
         (variant, float(rate)): [_cell(config, "tuning", config.tune["dial"], variant, *u, float(rate)) for u in units]
         for variant in _used_variants(config)
+        if "learning_rate" not in config.variants[variant]
         for rate in config.tune["learning_rates"]
     }
 

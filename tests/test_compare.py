@@ -17,7 +17,7 @@ from training import SMALL
 
 from benchmarks.step_cost import StepCostConfig
 from benchmarks.step_cost import main as step_cost
-from llm.compare import CompareConfig, _jobs, _logged, _run_cell, main, plan
+from llm.compare import CompareConfig, _jobs, _logged, _run_cell, _tuning_cells, main, plan
 from llm.config import ConfigError, config_from_args
 from llm.curves import (
     HELD_OUT,
@@ -178,6 +178,14 @@ def test_studies_share_their_cells_and_commands_make_the_configs(tmp_path: Path)
         assert {name: getattr(cell.config, name) for name in expected} == expected
 
 
+def test_a_variant_with_a_learning_rate_of_its_own_is_not_tuned(tmp_path: Path):
+    given = {"grpo": {"method": "grpo", "learning_rate": 0.002}, "oracle": STUDY["variants"]["oracle"]}
+    config = _config(tmp_path, variants=given)
+    assert {variant for variant, _ in _tuning_cells(config)} == {"oracle"}
+    rates = {(c.variant, c.config.learning_rate) for c in plan(config, {"oracle": 0.0003})}
+    assert rates == {("grpo", 0.002), ("oracle", 0.0003)}
+
+
 def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     result = main(_config(tmp_path))
     out = tmp_path / "out"
@@ -268,7 +276,9 @@ def test_a_mistake_that_a_run_meets_is_one_line_and_the_rest_is_in_its_log(tmp_p
     assert "ConfigError" in log.read_text()
 
 
-@pytest.mark.parametrize("name", ["quick", "full", "ablations", "confirm", "wide", "smollm2", "smollm2-gpu"])
+@pytest.mark.parametrize(
+    "name", ["quick", "full", "ablations", "confirm", "wide", "localisers", "tuned", "smollm2", "smollm2-gpu"]
+)
 def test_the_presets_are_valid_and_every_claim_has_its_units(name):
     file = Path(__file__).parent.parent / "configs" / f"compare-{name}.yaml"
     config = config_from_args(CompareConfig, ["--config", str(file), "--output", "nowhere"], "llm.compare")
