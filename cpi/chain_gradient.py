@@ -199,9 +199,9 @@ class Scheme:
     length: a rollout's scores are divided by T_i, the number of its own thoughts (the paper), or by T, that of the
     whole response, as `llm.objective.length_factor` has it.
 
-    Supported: splits without reset groups; `FirstFailure` with at most one base group and one or two reset groups (two:
-    without a base group, not with `UniformCut`, whose two cuts of one seed would have to differ); `IntactBase` without
-    scouts, with one base and one reset group.
+    There are exact moments for splits without reset groups; `FirstFailure` with at most one base group and one or two
+    reset groups (two: without a base group, not with `UniformCut`, whose two cuts of one seed would have to differ);
+    `IntactBase` without scouts, with one base and one reset group.
     """
 
     split: Split
@@ -210,7 +210,8 @@ class Scheme:
     estimator: AdvantageEstimator = field(default_factory=lambda: ZScore(ddof=0, eps=0.0))
     length: Literal["own", "whole"] = "own"
 
-    def __post_init__(self) -> None:
+    def check_exact(self) -> None:
+        """Raises ValueError where there are no exact moments."""
         shape = (len(self.split.base), len(self.split.reset))
         two = isinstance(self.cuts, NearError) and self.seeds == FirstFailure() and shape == (0, 2)
         first = self.seeds == FirstFailure() and shape in ((0, 1), (1, 1))
@@ -402,7 +403,11 @@ def _ratio(a: Float, b: Float) -> Float:
 
 
 def moments(chain: Chain, scheme: Scheme) -> Moments:
-    """Exact moments of one prompt's gradient estimate under `scheme`, and its cost."""
+    """Exact moments of one prompt's gradient estimate under `scheme`, and its cost.
+
+    Raises ValueError where `Scheme` names none.
+    """
+    scheme.check_exact()
     if not scheme.split.reset:
         return _plain(chain, scheme)
     if isinstance(scheme.seeds, IntactBase):
@@ -526,6 +531,7 @@ def reset_gain(chain: Chain, scheme: Scheme) -> ResetGain:
 
     The seed is the first or a uniform failure, or the furthest of an intact base group.
     """
+    scheme.check_exact()
     m, T = chain.hard, chain.steps
     G = scheme.split.reset[0]
     resets, table = _resets(chain, G, scheme), _groups(chain, G, scheme.estimator)

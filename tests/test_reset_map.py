@@ -459,8 +459,11 @@ def test_one_second_moment_for_all_facts_gives_the_curves_difference_to_grpo():
         (lambda: Chain(4, 2, 1.0), "strictly between 0 and 1"),
         (lambda: Chain(4, 2, 0.5, (1, 1)), "places must be 2 different steps below 4"),
         (lambda: NearError(0.5, ((-1, 0.5),)), "shifts must sum to 1"),
-        (lambda: Scheme(Split((), (4, 4)), UniformCut()), "no exact moments"),
-        (lambda: Scheme(Split((4,), (4,)), seeds=FirstFailure(share_seed=True)), "no exact moments"),
+        (lambda: moments(Chain(4, 3, 0.5), Scheme(Split((), (4, 4)), UniformCut())), "no exact moments"),
+        (
+            lambda: moments(Chain(4, 3, 0.5), Scheme(Split((4,), (4,)), seeds=FirstFailure(share_seed=True))),
+            "no exact moments",
+        ),
         (lambda: predict(8, 6, 0.5, "ppo"), "no method 'ppo'; choose one of grpo"),
         (lambda: predict(8, 6, 0.001, "grpo"), "a curve starts at a reliability"),
         (lambda: moments(Chain(4, 3, 0.5), Scheme(Split((4,), ()))).batch_efficiency(1, 2), "facts must be at least"),
