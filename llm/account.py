@@ -2,7 +2,8 @@
 
 Everything sampled is counted: rollouts that were thrown away (the seed of Algorithm 2 is), the tokens of localisation
 answers, and the localiser's own rollouts where it has any. The paper's table counts neither of these. Seconds are wall
-clock of whole steps, sampling and update together; tokens per second are all sampled tokens over these seconds.
+clock of whole steps, sampling and update together, without what measuring first errors took; tokens per second are all
+sampled tokens over these seconds.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from llm.baselines import CritiqueGRPO, SCoRe, SegmentTree, SegmentUnit, Segment
 from llm.config import ConfigError, option
 from llm.generate import InitialBackend, ThoughtSimulator, TransformersBackend
 from llm.localize import Asked, Earlier, EntropyLocalizer, SelfLocalizer, ValueLocalizer
-from llm.objective import Length, Roll, Row, TrainingMethod, trace_row
+from llm.objective import Length, Roll, Row, TrainingMethod, length_factor, trace_row
 from llm.thoughts import Prefix, ThoughtTrace
 
 __all__ = [
@@ -159,7 +159,9 @@ class Method:
         if self.trained:
             resets = [g for g in rollouts.groups if g.kind == "reset"]
             for prompt, own in enumerate(rows):
-                own += localizer_rows([g for g in resets if g.prompt == prompt], self.trained, self.estimator, own[0])
+                own += localizer_rows(
+                    [g for g in resets if g.prompt == prompt], self.trained, self.estimator, own[0], self.length
+                )
         return Roll([r for own in rows for r in own], rollouts, advantages, self._answers() - before)
 
     def _row(self, trace: ThoughtTrace, advantage: float, simulator: ThoughtSimulator) -> Row:
@@ -171,14 +173,18 @@ class Method:
 
 
 def localizer_rows(
-    resets: Sequence[Group[ThoughtTrace]], localizer: SelfLocalizer, estimator: AdvantageEstimator, filler: Row
+    resets: Sequence[Group[ThoughtTrace]],
+    localizer: SelfLocalizer,
+    estimator: AdvantageEstimator,
+    filler: Row,
+    length: Length = "own",
 ) -> list[Row]:
     """Rows for the answers about one seed, rewarded by what the suffixes tell.
 
     The reward of an answer is the mean outcome of the reset group at the cut that it names, and 0 if it names none. An
     answer whose cut no group tried is not compared. Answers about one seed are continuations of one prompt, so
     they are compared like any group. There is always a row for every answer; those without a comparison repeat
-    `filler` with nothing in it trained.
+    `filler` with nothing in it trained. An answer inherits nothing, so its own length is its whole length.
     """
     nothing = replace(filler, mask_T=np.zeros_like(filler.mask_T), advantage_T=np.zeros_like(filler.advantage_T))
     outcome = {g.k: float(np.mean([e.outcome for e in g.episodes])) for g in resets}
@@ -188,13 +194,15 @@ def localizer_rows(
         return [nothing] * localizer.answers_per_seed
     rewards = [0.0 if a.answer.k is None else outcome[a.answer.k] for a in tried]
     (advantages,) = estimator([rewards])
-    rows = [_answer_row(a, float(advantage)) for a, advantage in zip(tried, advantages, strict=True)]
+    longest = localizer.max_tokens
+    rows = [_answer_row(a, float(advantage), length, longest) for a, advantage in zip(tried, advantages, strict=True)]
     return rows + [nothing] * (localizer.answers_per_seed - len(rows))
 
 
-def _answer_row(asked: Asked, advantage: float) -> Row:
+def _answer_row(asked: Asked, advantage: float, length: Length, longest: int) -> Row:
     size = len(asked.answer_ids)
-    mask, advantage_T = np.ones(size, dtype=np.bool_), np.full(size, advantage)
+    mask = np.ones(size, dtype=np.bool_)
+    advantage_T = np.full(size, advantage * length_factor(length, size, size, longest))
     return Row(asked.prompt_ids, asked.answer_ids, mask, advantage_T, logprob_T=np.array(asked.logprobs))
 
 
@@ -451,18 +459,15 @@ _USED: dict[str, frozenset[str]] = {
 def _check_used(config: MethodConfig) -> None:
     """An option that the method does not look at must be left at its default: it would be ignored without a word."""
     used = _USED[config.method] | {"method"}
-    ignored = [f.name for f in fields(MethodConfig) if f.name not in used and getattr(config, f.name) != f.default]
-    if ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        raise ConfigError(f"method {config.method} does not use {flags}: leave it out, or take another method")
+    for field in fields(MethodConfig):
+        if field.name not in used and getattr(config, field.name) != field.default:
+            users = ", ".join(method for method, names in _USED.items() if field.name in names)
+            flag = "--" + field.name.replace("_", "-")
+            raise ConfigError(f"method {config.method} does not use {flag}: leave it out, or take one of {users}")
 
 
 def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod:
     """The method of a config. Raises ConfigError where its settings do not fit together."""
-    if config.localizer != "self" and config.method != "srpo":
-        raise ConfigError(f"method {config.method} has no choice of localizer: use --method srpo --localizer ...")
-    if config.rounds != 1 and config.method not in ("rrpo", "srpo", "oracle-srpo"):
-        raise ConfigError(f"method {config.method} has no reset groups: --rounds is for rrpo, srpo and oracle-srpo")
     _check_used(config)
     if config.margin < 0:
         raise ConfigError(f"margin must not be negative, got {config.margin}")

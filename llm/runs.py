@@ -1,7 +1,7 @@
 """The folder of a run: what it holds, who may write to it, and what a resumed run takes from it.
 
 config.yaml        the full config                      metrics.jsonl   one row a step, free of timings
-versions.json      library versions, device, threads    timing.jsonl    seconds and tokens a step
+versions.json      library versions, device, threads    timing.jsonl    a step's seconds, tokens
 before.json        measurement before training          rollouts.jsonl  a sample of rollouts a step (also .txt)
 checkpoints/       `checkpoint-N`, resumable            model/          the trained model or adapter
 result.json        before, after, budget                figure.png      learning curve

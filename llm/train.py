@@ -254,6 +254,7 @@ class _Reporter:
 
     def __init__(self, config: TrainConfig, run: RunFolder, first_step: int, task: Task) -> None:
         self.config, self.run, self.task, self.first_step = config, run, task, first_step
+        self.measuring = 0.0
 
     def start(self) -> None:
         self.clock = time.perf_counter()
@@ -266,6 +267,7 @@ class _Reporter:
         )
 
     def on_step(self, step: Step) -> None:
+        self.measuring += step.measuring
         if not _is_main() or step.number % self.config.sample_every:
             return
         rows = rollout_rows(step.number, step.rollouts, step.advantages, self.task)
@@ -275,10 +277,12 @@ class _Reporter:
 
     def on_log(self, row: dict[str, Any]) -> None:
         now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
+        seconds, self.clock, measuring, self.measuring = now - self.clock, now, self.measuring, 0.0
+        seconds -= measuring
         tokens = row["tokens"] + row["localisation_tokens"] + row["localiser_tokens"]
         self.run.append("metrics.jsonl", row)
-        self.run.append("timing.jsonl", {"step": row["step"], "seconds": seconds, "tokens": tokens})
+        times = {"step": row["step"], "seconds": seconds, "measuring": measuring, "tokens": tokens}
+        self.run.append("timing.jsonl", times)
         self.bar.set_postfix({**_shown(row), "tok/s": f"{tokens / seconds:.0f}"}, refresh=False)
         self.bar.update()
 

@@ -38,6 +38,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,8 @@ class Step:
     number: int
     rollouts: Rollouts[ThoughtTrace]
     advantages: list[NDArray[np.float64]]
+    measuring: float
+    """Seconds that measuring first errors took, which the method does not need."""
 
 
 class ResetTrainer(GRPOTrainer):
@@ -248,11 +251,13 @@ class ResetTrainer(GRPOTrainer):
         step = int(inputs[0]["step"])
         with self.sampling():
             roll = self.method.roll(self.simulator, roots, keys)
+            begun = time.perf_counter()
             self._reset_first_errors = self.measuring(self.simulator, roll.rollouts, step)
+            measuring = time.perf_counter() - begun
         if len(roll.rows) != len(inputs) * self.num_generations:
             raise AssertionError(f"{self.method.name} made {len(roll.rows)} rows of {len(inputs)} prompts")
         self._reset_roll = roll
-        self._reset_step = Step(step, roll.rollouts, roll.advantages)
+        self._reset_step = Step(step, roll.rollouts, roll.advantages, measuring)
         return {
             "prompt_ids": [list(row.prompt_ids) for row in roll.rows],
             "completion_ids": [list(row.completion_ids) for row in roll.rows],

@@ -90,11 +90,14 @@ def test_a_group_below_two_is_one_clear_line(text):
     [
         ({"split": "8"}, "needs a reset group"),
         ({"split": "/8", "seed_policy": "intact"}, "takes its seed from a base group"),
-        ({"method": "rrpo", "localizer": "value"}, "use --method srpo --localizer"),
+        ({"method": "rrpo", "localizer": "value"}, "does not use --localizer: leave it out, or take one of srpo"),
         ({"localizer": "trained"}, "give --answers 4 --share-seed"),
         ({"split": "4/4", "rounds": 2}, r"cannot be dealt out in 2 equal rounds.*such as 4/2\+2, not 4/4"),
         ({"split": "4/2+2", "rounds": 0}, "cannot be dealt out in 0 equal rounds"),
-        ({"method": "grpo", "rounds": 2}, "grpo has no reset groups: --rounds is for"),
+        (
+            {"method": "grpo", "rounds": 2},
+            "use --rounds: leave it out, or take one of rrpo, srpo, oracle-srpo",
+        ),
         (
             {"localizer": "trained", "split": "4/2+2", "rounds": 2, "share_seed": True, "answers": 4},
             "in one round",
@@ -108,7 +111,10 @@ def test_a_group_below_two_is_one_clear_line(text):
         ({"localizer": "noisy", "noise_exact": float("nan")}, "noise_exact must be a probability"),
         ({"localizer": "noisy", "noise_shift": 0}, "noise_shift must not be 0"),
         ({"method": "vineppo", "length": "whole"}, "vineppo does not use --length: leave it out"),
-        ({"method": "spo-tree", "split": "2/2", "estimator": "mean"}, "does not use --split, --estimator"),
+        (
+            {"method": "spo-tree", "split": "2/2", "estimator": "mean"},
+            "does not use --split",
+        ),
         ({"method": "grpo", "seed_policy": "intact"}, "grpo does not use --seed-policy"),
     ],
 )
@@ -254,6 +260,10 @@ def test_a_trained_localiser_is_rewarded_by_what_the_suffixes_of_its_cuts_achiev
     assert [r.advantage_T.tolist() for r in rows[:4]] == [[a, a] for a in (-0.0625, 0.4375, -0.0625, -0.3125)]
     assert not rows[4].mask_T.any()
     assert rows[4].completion_ids == filler.completion_ids
+    own.max_tokens = 8  # of which an answer of two tokens has a quarter
+    for length, factor in (("whole", 1.0), ("constant", 0.25)):
+        again = localizer_rows(resets, own, MeanBaseline(), filler, length)[:4]
+        assert [r.advantage_T.tolist() for r in again] == [[factor * a for a in r.advantage_T] for r in rows[:4]]
     for nothing_to_compare in ([], [_suffixes(1, [1, 0], seed)]):
         rows = localizer_rows(nothing_to_compare, own, MeanBaseline(), filler)
         assert len(rows) == 5
