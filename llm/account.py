@@ -41,7 +41,9 @@ def account(run: RunFolder) -> dict[str, Any]:
     rollouts made in order to localise. mean_response_tokens: of trained responses,
     inherited prefixes included; None of a run that did not keep it.
     """
-    rows, times = run.rows("metrics.jsonl"), run.rows("timing.jsonl")
+    timed = {row["step"]: row for row in run.rows("timing.jsonl")}
+    rows = [row for row in run.rows("metrics.jsonl") if row["step"] in timed]  # a kill may fall between the two
+    times = [timed[row["step"]] for row in rows]
     if not rows or not run.file("config.yaml").is_file():
         raise ConfigError(f"{run.path} is no run of llm.train with at least one step; give its folder")
     config = yaml.safe_load(run.file("config.yaml").read_text(encoding="utf-8"))

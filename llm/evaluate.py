@@ -365,6 +365,11 @@ def _print(result: dict[str, Any], run: RunFolder) -> None:
     console.print(table)
     if beside:
         console.print("The paper's items are other draws from the same benchmarks; its SDs are in result.json.")
+    for spec, summary in result["tasks"].items():
+        lost = {status: n for status, n in summary["statuses"].items() if status in ("timeout", "error")}
+        if lost:
+            counted = ", ".join(f"{status} {n}" for status, n in lost.items())
+            console.print(f"{spec}: greedy answers on which the verifier gave up, and which count as wrong: {counted}")
     console.print(f"results: {run.path} (result.json, table.csv, problems.jsonl)", highlight=False)
 
 

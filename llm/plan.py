@@ -49,7 +49,8 @@ class Plan:
             f"memory      {self.peak / gib:.2f} GiB a process: weights {self.weights / gib:.2f}, gradients and Adam "
             f"{self.optimiser / gib:.2f}, then the larger of key-value cache {self.cache / gib:.2f} and activations "
             f"{self.activations / gib:.2f} (estimate)",
-            f"rollouts    {self.rollouts:,} at least, of at most {self.tokens:,} tokens in all",
+            f"rollouts    {self.rollouts:,} are trained on, of at most {self.tokens:,} tokens; discarded attempts and "
+            "measurements are extra",
         ]
 
 
@@ -102,6 +103,7 @@ def make_plan(
     architecture = load_architecture(place)
     parameters, trained = count_parameters(architecture, config.lora_rank if config.lora else None)
     length = prompt_tokens + config.max_tokens
+    asks = config.method == "srpo" and config.localizer in ("self", "frozen", "trained")  # about a whole response
     local_rows = config.prompts * rows_per_prompt // processes
     weights = (parameters - trained * config.lora) * _BYTES[config.dtype] + 4 * trained * config.lora
     return Plan(
@@ -111,7 +113,9 @@ def make_plan(
         optimiser=trained * 3 * (4 if config.lora else _BYTES[config.dtype]),
         cache=0  # vLLM's memory is a share of the GPU that is set aside, or another machine's
         if config.backend == "vllm"
-        else cache_bytes(architecture, min(config.sample_rows, local_rows), length, config.dtype),
+        else cache_bytes(
+            architecture, min(config.sample_rows, local_rows), length + asks * config.localize_tokens, config.dtype
+        ),
         activations=_activation_bytes(
             architecture, min(config.micro_rows, local_rows), length, config.dtype, config.gradient_checkpointing
         ),

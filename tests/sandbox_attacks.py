@@ -22,7 +22,9 @@ from typing import Any
 
 from llm.rewards.sandbox import Limits, Outcome, Program, Run, Sandbox
 
-LIMITS = Limits(cpu_s=1, wall_s=1.0, total_s=3.0, memory_bytes=256 << 20, output_bytes=1 << 20, tmp_bytes=1 << 20)
+LIMITS = Limits(
+    cpu_s=1, wall_s=1.0, total_s=3.0, mean_s=0.5, memory_bytes=256 << 20, output_bytes=1 << 20, tmp_bytes=1 << 20
+)
 SECRET = "the-secret-of-the-parent"
 
 _HEAD = """

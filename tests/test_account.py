@@ -41,6 +41,17 @@ def test_every_sampled_token_is_in_the_account(tmp_path: Path):
     assert got["seconds_per_step"] == 2.0  # the median, so that the first step's warm-up does not count
 
 
+def test_a_step_that_a_kill_left_without_a_time_is_not_counted(tmp_path: Path):
+    folder = _run(tmp_path / "srpo", "srpo", 20)
+    lines = (folder / "timing.jsonl").read_text().splitlines(keepends=True)
+    (folder / "timing.jsonl").write_text("".join(lines[:3]))
+    got = account(RunFolder(folder))
+    assert (got["steps"], got["all_tokens"], got["seconds"]) == (3, 3 * 320, 7.0)
+    (folder / "timing.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="at least one step"):
+        account(RunFolder(folder))
+
+
 def test_runs_are_set_beside_each_other_and_beside_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = [_run(tmp_path / "grpo", "grpo", 0), _run(tmp_path / "srpo", "srpo", 30)]
     main(AccountConfig(" ".join(map(str, runs))))

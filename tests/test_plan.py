@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,10 @@ def test_more_micro_rows_cost_activations_and_checkpointing_saves_them():
     ]
     assert plans[0].activations < plans[2].activations < plans[1].activations
     assert config.sample_rows >= 256
-    assert plans[0].cache == cache_bytes(load_architecture(str(TINY)), 256, 64 + config.max_tokens, "float32")
+    length = 64 + config.max_tokens + config.localize_tokens  # a localisation question holds the whole response
+    assert plans[0].cache == cache_bytes(load_architecture(str(TINY)), 256, length, "float32")
+    silent = make_plan(replace(config, method="grpo"), str(TINY), 8, 64, 1)
+    assert silent.cache == cache_bytes(load_architecture(str(TINY)), 256, 64 + config.max_tokens, "float32")
 
 
 def test_a_kept_initial_model_doubles_the_weights_unless_there_is_an_adapter():

@@ -27,7 +27,24 @@ def verdict(verifier: Verifier, response: str, answer: str) -> Score:
 
 @pytest.mark.parametrize(
     "form",
-    ["B", "b", "(B)", " B ", "B.", "B)", "B: a thing", "B. a thing", r"\text{B}", r"\textbf{(B)}", "**B**", "$B$"],
+    [
+        "B",
+        "b",
+        "(B)",
+        " B ",
+        "B.",
+        "B)",
+        "B: a thing",
+        "B. a thing",
+        r"\text{B}",
+        r"\textbf{(B)}",
+        "**B**",
+        "$B$",
+        r"\textbf{(B)}\ 12",
+        r"\textbf{(B)}\,12",
+        r"\text{\textbf{B}}",
+        "{B}",
+    ],
 )
 def test_the_usual_ways_to_write_a_letter_are_read(form: str) -> None:
     assert letter(form) == "B"
@@ -75,6 +92,8 @@ def test_yes_and_no_are_read_and_nothing_else(form: str, meaning: str | None) ->
         ("H₂O", "H2O"),
         ("3.50", "3.5"),
         ("1,000", "1000"),
+        ("1 000", "1000"),
+        (r"5\,\text{kg}", "5 kg"),
         ("-2", "−2"),
         (r"2.998 \times 10^{8}", "2.998e8"),
         ("2.998 x 10^8", "299800000"),
@@ -90,7 +109,15 @@ def test_texts_and_numbers_are_equal_up_to_how_they_are_written(given: str, refe
 
 @pytest.mark.parametrize(
     ("given", "reference"),
-    [("sodium", "sodium chloride"), ("3.51", "3.5"), ("10³", "103"), ("1e999", "2e999"), ("5 m", "5 km"), ("-2", "2")],
+    [
+        ("sodium", "sodium chloride"),
+        ("3.51", "3.5"),
+        ("3 4", "34"),
+        ("10³", "103"),
+        ("1e999", "2e999"),
+        ("5 m", "5 km"),
+        ("-2", "2"),
+    ],
 )
 def test_other_texts_and_numbers_are_wrong(given: str, reference: str) -> None:
     assert verdict(TextVerifier(), boxed(given), reference) == WRONG

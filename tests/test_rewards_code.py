@@ -47,6 +47,7 @@ def verifier() -> CodeVerifier:
         ("```\na\n```", "a\n"),
         ("first</thought>```python\na\n```</thought>", "a\n"),
         ("```python\nnever closed\n```python\nb\n```", "b\n"),
+        ("```python\na\n</thought><thought>b\n```", "a\nb\n"),
         ("```cpp\na\n```", None),
         ("```python\na", None),
         ("no code", None),
@@ -129,9 +130,9 @@ def test_the_score_is_over_all_tests_and_failures_do_not_end_it(verifier: CodeVe
 
 def test_tests_that_the_time_did_not_suffice_for_are_failed_ones(verifier: CodeVerifier) -> None:
     """Tests 0 to 3 hang for 0.5 s each, which uses up the 1.9 s; the rest is not run and does not count as passed."""
-    short = CodeVerifier(Sandbox(Limits(wall_s=0.5, total_s=1.9)), verifier.jobs)
+    short = CodeVerifier(Sandbox(Limits(wall_s=0.5, total_s=1.9, mean_s=0.1)), verifier.jobs)
     hangs = "n = int(input())\nwhile n < 4: pass\nprint(2 * n)"
-    assert short([fenced(hangs)], [DOUBLES]) == [Score(0.0, "wrong")]
+    assert short([fenced(hangs)], [DOUBLES]) == [Score(0.0, "timeout")]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,13 @@ def test_idioms_of_contest_programs_work(verifier: CodeVerifier) -> None:
     star = "d = defaultdict(int)\nheappush(h := [], 2)\nprint(int(stdin.readline()) * gcd(4, 6) * Counter('a')['a'])"
     responses = [fenced(source) for source in (threaded, at_exit, binary, star)]
     assert verifier(responses, [DOUBLES] * 4) == [Score(1.0, "correct")] * 4
+
+
+def test_names_and_guards_are_as_in_the_benchmarks_runner(verifier: CodeVerifier) -> None:
+    """`sys` is there without an import; a guard of `__main__` runs in a script and not where a function is called."""
+    script = "if __name__ == '__main__':\n    print(2 * int(sys.stdin.readline()))"
+    function = "class Solution:\n    def add(self, a, b): return a + b\nif __name__ == '__main__': print(input())"
+    assert verifier([fenced(script), fenced(function)], [DOUBLES, SUMS]) == [Score(1.0, "correct")] * 2
 
 
 def test_large_inputs_and_outputs_pass_through(verifier: CodeVerifier) -> None:

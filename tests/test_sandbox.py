@@ -151,6 +151,26 @@ def test_threads_are_limited_where_the_sandbox_has_a_user_of_its_own() -> None:
     assert int(outcome.stdout.split()[1]) < 10
 
 
+def test_threads_of_one_program_do_not_count_for_another() -> None:
+    if refusal("namespaces") is not None or os.geteuid() != 0:
+        pytest.skip("no namespaces here, or no right to take another uid")
+    sandbox = Sandbox(Limits(threads=10), modes=("namespaces",))
+    source = (
+        "import threading, time\nstop = time.monotonic() + 1\n"
+        "many = [threading.Thread(target=lambda: time.sleep(max(0, stop - time.monotonic()))) for _ in range(7)]\n"
+        "[t.start() for t in many]\n[t.join() for t in many]\nprint('ok')"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda _: sandbox.run(Program(source), [Run()])[0], range(4)))
+    assert [outcome.stdout for outcome in outcomes] == ["ok\n"] * 4
+
+
+def test_a_programs_time_grows_with_its_runs(sandbox: Sandbox) -> None:
+    short = Sandbox(Limits(total_s=0.1, mean_s=1.0), modes=sandbox.modes)
+    outcomes = short.run(Program("import time\ntime.sleep(0.05)"), [Run()] * 8)
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 8
+
+
 def test_a_programs_own_folder_is_empty_writable_and_small(around: Surroundings) -> None:
     if refusal("namespaces") is not None:
         pytest.skip("no namespaces here")
@@ -177,7 +197,7 @@ def test_a_run_that_fails_takes_no_other_run_with_it(sandbox: Sandbox) -> None:
 
 
 def test_runs_after_the_programs_time_are_timeouts_and_not_run(sandbox: Sandbox) -> None:
-    short = Sandbox(Limits(wall_s=0.4, total_s=1.0), modes=sandbox.modes)
+    short = Sandbox(Limits(wall_s=0.4, total_s=1.0, mean_s=0.01), modes=sandbox.modes)
     outcomes = short.run(Program("while True: pass"), [Run()] * 50)
     assert [outcome.status for outcome in outcomes] == ["timeout"] * 50
     assert sum(outcome.seconds for outcome in outcomes) < 3.0

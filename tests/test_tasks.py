@@ -82,10 +82,15 @@ def test_the_ten_benchmarks_are_those_of_the_papers_table() -> None:
         ("reasoning_gym:chain_sum,terms=2", "no option 'terms'; it has: min_terms"),
         ("reasoning_gym:chain_sum,seed=2", "no option 'seed'"),
         ("reasoning_gym:chain_sum,min_terms=0", "refuses these options"),
-        ("code@,tests_seed=1", "give a path"),
+        ("code@,tests_seed=1", "write code, code@PATH"),
         ("code@x,tests_seed=one", "wrong type"),
         ("code@x,allow_unisolated=yes", "wrong type"),
         ("chains:depth=3", "no dial 'depth'"),
+        ("chains:steps=8,steps=9", "'steps' is given twice"),
+        ("chains,steps=3", "dials are written chains:NAME=VALUE"),
+        ("ledger_words@rows", "dials are written ledger_words:NAME=VALUE"),
+        ("code:tests_seed=1", "write code, code@PATH"),
+        ("code,tests_seed=-1", "must not be negative"),
     ],
 )
 def test_a_bad_spec_gives_one_line_that_says_what_to_do(spec: str, message: str) -> None:
@@ -204,6 +209,22 @@ def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: str, message:
     assert message in str(caught.value)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("verifier", "good", "bad"),
+    [("choice", "(B)", "Paris"), ("yes_no", "Yes.", "maybe"), ("code", "", '{"tests": []}')],
+)
+def test_an_answer_that_the_verifier_cannot_read_is_named_with_its_line(
+    tmp_path: Path, verifier: str, good: str, bad: str
+) -> None:
+    tests = '{"tests": [{"input": "1", "output": "1", "testtype": "stdin"}]}'
+    right = tests if verifier == "code" else good
+    file = write(tmp_path / "rows.jsonl", {"question": "a", "answer": right}, {"question": "b", "answer": bad})
+    with pytest.raises(TaskError, match=f"line 2: the verifier '{verifier}' cannot compare with the answer '"):
+        load_task(f"jsonl:{file},verifier={verifier}").problems("train", 1, 0)
+    fine = write(tmp_path / "fine.jsonl", {"question": "a", "answer": right}, {"question": "b", "answer": right})
+    assert load_task(f"jsonl:{fine},verifier={verifier}").problems("train", 1, 0)
 
 
 def test_a_file_that_is_not_utf8_or_empty_is_refused(tmp_path: Path) -> None:
@@ -364,6 +385,18 @@ def test_rows_of_another_data_set_leave_no_usable_row(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", {"source": "cn_k12", "problem": "1 + 1?", "solution": "$\\boxed{2}$"})
     with pytest.raises(TaskError, match=r"oly: no usable row .*none is of this benchmark"):
         load_task(f"oly@{file}").problems("eval", 1, 0)
+
+
+def test_a_copy_of_the_hubs_folder_gives_the_split_that_is_used(tmp_path: Path) -> None:
+    text = (ROWS / "csqa.jsonl").read_text()
+    (tmp_path / "train-00000.jsonl").write_text(text)
+    with pytest.raises(TaskError, match=r"no file of the split validation \(there is: train-00000.jsonl\)"):
+        load_task(f"csqa@{tmp_path}").problems("eval", 1, 0)
+    (tmp_path / "validation-00000.jsonl").write_text(text.splitlines()[0] + "\n")
+    (tmp_path / "test-00000.jsonl").write_text(text)
+    task = load_task(f"csqa@{tmp_path}")
+    assert isinstance(task, Benchmark) and task.size("eval") == 1
+    assert load_task(f"csqa@{tmp_path / 'train-00000.jsonl'}").problems("eval", 3, 0)  # a file is what it is said to be
 
 
 @pytest.mark.parametrize("name", ["oly", "code"])

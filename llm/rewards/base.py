@@ -13,7 +13,8 @@ Status = Literal["correct", "partial", "wrong", "unparsable", "timeout", "error"
 
 @dataclass(frozen=True)
 class Score:
-    """`value` in [0, 1]. `unparsable`: no answer could be read; `timeout`, `error`: the verifier gave up (value 0)."""
+    """`value` in [0, 1]. `unparsable`: no answer could be read; `timeout`, `error`: the verifier gave up (the value
+    is 0, or the share of a program's tests that were passed before)."""
 
     value: float
     status: Status

@@ -24,10 +24,12 @@ REL_TOL = 1e-6
 """Two numbers this close relatively are the same number: as close as six digits can say."""
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
-_MARKUP = re.compile(r"\*\*|\$|\\[,;:! ]|\\(?:left|right)(?![A-Za-z])")
+_MARKUP = re.compile(r"\*\*|\$|(?<=\d)\\[,!](?=\d)|\\(?:left|right)(?![A-Za-z])")
+_SPACING = re.compile(r"~|\\[,;:! ]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Z0-9])(?:[.:)](?!\d).*|)", re.DOTALL)
 _NUMBER = re.compile(
-    r"([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+))"
+    r"([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+))"
     r"(?:(?:e|(?:\\times|\\cdot|[x×*])10\^)\{?([-+]?\d{1,3})\}?)?"
 )
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -35,10 +37,14 @@ _YES_NO = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
 def _bare(answer: str) -> str:
-    """Without text commands, markup and outer blanks; "" if too long."""
+    """Without text commands, markup and outer blanks and braces; "" if too long."""
     if len(answer) > MAX_LENGTH:
         return ""
-    return _MARKUP.sub("", _WRAPPER.sub(r"\1", answer)).strip()
+    while (inner := _WRAPPER.sub(r"\1", answer)) != answer:  # one in another: \text{\textbf{B}}
+        answer = inner
+    bare = _SPACING.sub(" ", _MARKUP.sub("", answer)).strip()
+    braces = _BRACES.fullmatch(bare)
+    return braces[1].strip() if braces else bare
 
 
 def letter(answer: str) -> str | None:
@@ -59,8 +65,8 @@ def _text(answer: str) -> str | None:
 
 
 def _number(text: str) -> float | None:
-    match = _NUMBER.fullmatch(text.replace(" ", ""))
-    return float(f"{match[1].replace(',', '')}e{match[2] or 0}") if match else None
+    match = _NUMBER.fullmatch(re.sub(r"(?<!\d) +| +(?!\d)", "", text))  # "3 4" is not 34
+    return float(f"{re.sub('[, ]', '', match[1])}e{match[2] or 0}") if match else None
 
 
 def same_text(left: str, right: str) -> bool:

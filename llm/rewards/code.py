@@ -6,8 +6,11 @@ is such a class) on arguments given as JSON, one per line, and compares its valu
 
 Comparison is LiveCodeBench's. Printed: outer blanks and blanks at the ends of lines are ignored, the number of lines
 must agree, and two lines agree as text or else as lists of decimal numbers, exactly (``1.0`` is ``1``, no tolerance).
-Returned: equal as Python's plain data, tuples as lists. Unlike its runner, a run does not end at the first failure: the
-score is passed tests over *all* tests, and a test that the time did not suffice for is a failed one.
+Returned: equal as Python's plain data, tuples as lists.
+
+Unlike in its runner, (1) a run does not end at the first failure: the score is passed tests over *all* tests; (2)
+beside six seconds of CPU time a test there is a limit on the wall time of all tests (`Limits.total_s`, `mean_s`), and a
+test that it leaves no time for is a failed one.
 
 The comparison happens here, where the model's code is not: see `llm.rewards.sandbox`.
 """
@@ -24,16 +27,20 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from llm.rewards.base import Score
-from llm.rewards.sandbox import Outcome, Program, Run, Sandbox, SandboxError
+from llm.rewards.sandbox import NO_TIME_LEFT, Outcome, Program, Run, Sandbox, SandboxError
 
-__all__ = ["CodeTest", "CodeVerifier", "last_program", "same_output", "same_value"]
+__all__ = ["CodeTest", "CodeVerifier", "last_program", "readable", "same_output", "same_value"]
 
 _FENCE = re.compile(r"^(?:[^\n]*</thought>)?[ \t]*```[ \t]*(\w*)[^\n]*\n", re.MULTILINE)
+_TAG = re.compile(r"</?thought>")
 _LONGEST_PROGRAM = 1 << 18
 
 
 def last_program(response: str) -> str | None:
-    """The last complete fenced block that is marked as Python, or else as nothing; None if there is none."""
+    """The last complete fenced block that is marked as Python, or else as nothing; None if there is none.
+
+    A program may be longer than a thought: tags of thoughts in the block are taken out.
+    """
     fences = list(_FENCE.finditer(response if response.endswith("\n") else response + "\n"))
     blocks: list[tuple[str, str]] = []
     opened: re.Match[str] | None = None
@@ -46,7 +53,7 @@ def last_program(response: str) -> str | None:
     python = [code for language, code in blocks if language in ("python", "python3", "py")]
     plain = [code for language, code in blocks if not language]
     found = python or plain
-    return found[-1] if found and len(found[-1]) <= _LONGEST_PROGRAM else None
+    return _TAG.sub("", found[-1]) if found and len(found[-1]) <= _LONGEST_PROGRAM else None
 
 
 def same_output(printed: str, expected: str) -> bool:
@@ -102,6 +109,14 @@ def _tests(answer: str) -> tuple[str | None, list[CodeTest]]:
     return function, tests
 
 
+def readable(answer: str) -> bool:
+    """Whether a reference answer is a set of tests."""
+    try:
+        return bool(_tests(answer))
+    except (ValueError, RecursionError):
+        return False
+
+
 def _test(test: Mapping[str, Any]) -> CodeTest:
     if test["testtype"] == "functional":
         arguments = [json.loads(line) for line in test["input"].split("\n") if line.strip()]
@@ -114,8 +129,9 @@ class CodeVerifier:
     """Scores the last Python block of each response. `jobs`: programs that run at a time.
 
     Raises SandboxError when it is made where nothing can isolate the code; after that it does not raise. Statuses:
-    `correct` (all tests), `partial`, `wrong`, `unparsable` (no code block, or longer than 256 KiB), `error` (reference
-    tests that cannot be read, or a sandbox that did not start).
+    `correct` (all tests), `partial`, `wrong`, `timeout` (the time did not suffice for all tests; the value is the share
+    of all that were passed), `unparsable` (no code block, or longer than 256 KiB), `error` (reference tests that cannot
+    be read, or a sandbox that did not start).
     """
 
     sandbox: Sandbox = field(default_factory=Sandbox)
@@ -143,21 +159,20 @@ class CodeVerifier:
         if source is None:
             return Score(0.0, "unparsable")
         try:
-            passed = sum(self._passed(source, function, tests))
+            outcomes = self._outcomes(source, function, tests)
         except SandboxError:
             return Score(0.0, "error")
-        share = passed / len(tests)
+        share = sum(test.passed_by(outcome) for test, outcome in outcomes) / len(tests)
+        if any(outcome.error == NO_TIME_LEFT for _, outcome in outcomes):
+            return Score(share, "timeout")
         return Score(share, "correct" if share == 1 else "partial" if share > 0 else "wrong")
 
-    def _passed(self, source: str, function: str | None, tests: Sequence[CodeTest]) -> list[bool]:
-        """For each test whether it was passed; scripts and functions are run as what they are."""
-        passed = [False] * len(tests)
+    def _outcomes(self, source: str, function: str | None, tests: Sequence[CodeTest]) -> list[tuple[CodeTest, Outcome]]:
+        """Each test with its outcome; scripts and functions are run as what they are."""
+        found: list[tuple[CodeTest, Outcome]] = []
         for functional in (False, True):
-            rows = [i for i, test in enumerate(tests) if test.functional is functional]
-            if not rows:
-                continue
-            program = Program(source, function if functional else None)
-            outcomes = self.sandbox.run(program, [tests[i].run for i in rows])
-            for i, outcome in zip(rows, outcomes, strict=True):
-                passed[i] = tests[i].passed_by(outcome)
-        return passed
+            own = [test for test in tests if test.functional is functional]
+            if own:
+                program = Program(source, function if functional else None)
+                found += zip(own, self.sandbox.run(program, [test.run for test in own]), strict=True)
+        return found

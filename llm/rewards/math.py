@@ -27,30 +27,38 @@ MAX_NESTING = 50
 MAX_POWER_DIGITS = 5
 """Most digits of an exponent, and of a number before a factorial sign less one."""
 
-_SPACING = re.compile(r"\s|\$|~|\\[,;:! ()\[\]]|\\(?:left|right|displaystyle)(?![A-Za-z])")
+_MARKUP = re.compile(r"\$|\\[()\[\]]|\\(?:left|right|displaystyle)(?![A-Za-z])")
+_SPACING = re.compile(r"\s|~|\\[,;:! ]")
+_BLANK = r"(?:[\s~]|\\[;: ])"
+_BETWEEN_NUMBERS = re.compile(rf"(?<=\d)(?:{_BLANK}*,(?:{_BLANK}|\\[,!])+|{_BLANK}+,?)(?=[-+]?\.?\d)")
+"""What keeps two numbers apart: without the blank 153, 370 would be one number, and so would 3 1/4."""
 _FRACTION_STYLE = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_INTEGER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)"
+_INTEGER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
 _DECIMAL = re.compile(rf"({_INTEGER})\.?(\d*)|([-+]?)\.(\d+)")
 _RATIO = re.compile(rf"(-?)\\frac\{{({_INTEGER})\}}\{{({_INTEGER})\}}|()({_INTEGER})/({_INTEGER})")
+_MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
 _POWER = re.compile(r"\^[{(\[]*[-+]?(\d+)")
 _FACTORIAL = re.compile(r"(\d+)[)}\]]*!")
 _TOKEN = re.compile(r"\^|[{(\[]|[})\]]|\d+|\\[A-Za-z]+|.", re.DOTALL)
 
 
 def normal_form(answer: str) -> str:
-    """The answer without blanks, math delimiters, spacing commands, fraction styles and a full stop at the end."""
-    return _FRACTION_STYLE.sub(r"\\frac", _SPACING.sub("", answer)).rstrip(".")
+    """Without math delimiters, blanks (but those between two numbers), fraction styles, and a full stop at the end."""
+    apart = _BETWEEN_NUMBERS.sub(lambda m: ",\0" if "," in m[0] else "\0", _MARKUP.sub("", answer).replace("\0", ""))
+    return _FRACTION_STYLE.sub(r"\\frac", _SPACING.sub("", apart)).replace("\0", " ").rstrip(".")
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The exact value of an integer, a decimal or a fraction of integers in normal form, else None."""
+    """The exact value of an integer, a decimal, a fraction of integers or a mixed number in normal form, else None."""
     if len(text) > 100:
         return None
     if match := _DECIMAL.fullmatch(text):
-        return Fraction(text.replace(",", "").rstrip("."))
+        return Fraction(re.sub("[, ]", "", text).rstrip("."))
+    if (match := _MIXED.fullmatch(text)) and int(match[3]) < int(match[4]):
+        return (-1 if match[1] == "-" else 1) * (int(match[2]) + Fraction(int(match[3]), int(match[4])))
     if match := _RATIO.fullmatch(text):
         sign, over, under = (match[1], match[2], match[3]) if match[2] else ("", match[5], match[6])
-        top, bottom = (int(part.replace(",", "")) for part in (over, under))
+        top, bottom = (int(re.sub("[, ]", "", part)) for part in (over, under))
         return None if bottom == 0 else Fraction(-top if sign else top, bottom)
     return None
 
@@ -100,7 +108,7 @@ def _at_once(response: str, reference: str) -> Status | None:
     if a is not None and b is not None:
         if a == b:
             return "correct"
-        if "." not in left + right:  # decimals may be rounded: the library decides
+        if not {".", ","} & set(left + right):  # decimals may be rounded, commas may part a list: the library decides
             return "wrong"
     return "unparsable" if not left or refused(response) else None
 

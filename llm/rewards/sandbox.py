@@ -43,6 +43,8 @@ __all__ = ["Limits", "Outcome", "Program", "Run", "Sandbox", "SandboxError"]
 
 Mode = Literal["namespaces", "bubblewrap", "landlock", "none"]
 _MODES: tuple[Mode, ...] = ("namespaces", "bubblewrap", "landlock")
+NO_TIME_LEFT = "no time left"
+"""The `error` of a run that was not started."""
 _STARTUP_S = 20.0
 _GRACE_S = 2.0
 
@@ -55,14 +57,16 @@ class SandboxError(RuntimeError):
 class Limits:
     """What one program may use. Times in seconds, sizes in bytes.
 
-    cpu_s, wall_s: of one run. total_s: wall time of all runs of a program; runs that it leaves no time for count as
-    timed out. memory_bytes: address space. output_bytes: of what is printed and of what is returned, each.
+    cpu_s, wall_s: of one run. total_s, mean_s: all runs of a program have the larger of total_s and mean_s a run in
+    wall time; runs that it leaves no time for are not started and count as timed out. memory_bytes: address space.
+    output_bytes: of what is printed and of what is returned, each.
     tmp_bytes: of its /tmp in all. threads: at a time.
     """
 
     cpu_s: int = 6
     wall_s: float = 8.0
     total_s: float = 30.0
+    mean_s: float = 2.0
     memory_bytes: int = 1 << 30
     output_bytes: int = 8 << 20
     tmp_bytes: int = 16 << 20
@@ -130,7 +134,7 @@ class Sandbox:
         """
         mode, _ = self._isolation
         outcomes: list[Outcome] = []
-        deadline = time.monotonic() + self.limits.total_s
+        deadline = time.monotonic() + max(self.limits.total_s, self.limits.mean_s * len(runs))
         while len(outcomes) < len(runs) and time.monotonic() < deadline:
             with _Child(mode, self.limits) as child:  # a second one only if a run took the supervisor down
                 child.load(program)
@@ -139,7 +143,7 @@ class Sandbox:
                     outcomes.append(outcome or Outcome("died"))
                     if outcome is None or time.monotonic() >= deadline:
                         break
-        return outcomes + [Outcome("timeout", error="no time left")] * (len(runs) - len(outcomes))
+        return outcomes + [Outcome("timeout", error=NO_TIME_LEFT)] * (len(runs) - len(outcomes))
 
     @cached_property
     def _isolation(self) -> tuple[Mode, tuple[str, ...]]:

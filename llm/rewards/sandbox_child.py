@@ -39,6 +39,8 @@ _RESULT = 3
 _NOBODY = 65534
 _FIRST_UID = 0x7000_0000
 _STACK = 128 << 20
+_FUNCTIONS = "solution"
+"""The module of a program whose function is called: what stands under a guard of `__main__` must not run there."""
 _PRELUDE = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
     *("itertools", "functools", "operator", "io", "json", "typing"),
@@ -49,8 +51,9 @@ def main(mode: str) -> None:
     """Locks this process in as `mode` says and serves programs from stdin to stdout until stdin ends."""
     options: dict[str, Any] = read_frame(_CONTROL_IN) or {}
     prelude = _prelude()
+    number = os.getpid()  # before there is a namespace in which it would be 1
     try:
-        layers = _enter(mode, options["tmp_bytes"])
+        layers = _enter(mode, options["tmp_bytes"], number)
         if mode != "none":
             kernel.seccomp_program(os.getpid())  # unknown machine: refuse now, not in the candidate
     except OSError as error:
@@ -69,8 +72,11 @@ def main(mode: str) -> None:
 # --- locking in -------------------------------------------------------------------------------------------------------
 
 
-def _enter(mode: str, tmp_bytes: int) -> list[str]:
-    """Takes every layer of a mode; the names of the layers in force. Raises OSError if one that it needs is refused."""
+def _enter(mode: str, tmp_bytes: int, number: int) -> list[str]:
+    """Takes every layer of a mode; the names of the layers in force. Raises OSError if one that it needs is refused.
+
+    number: that of this sandbox, different for all that run at a time.
+    """
     if mode == "none":
         return []
     layers = []
@@ -84,7 +90,7 @@ def _enter(mode: str, tmp_bytes: int) -> list[str]:
         layers += ["bubblewrap (user, pid, net, mount, ipc, uts namespaces, a private root)"]
         writable = ["/tmp"]
     if os.geteuid() == 0:
-        _become_nobody()
+        _become_nobody(number)
         layers.append("root's uid dropped")
     kernel.drop_capabilities()
     kernel.no_new_privileges()
@@ -160,10 +166,10 @@ def _private_root(trees: list[str], tmp_bytes: int) -> None:
     kernel.mount("tmpfs", "/tmp", "tmpfs", flags, f"mode=1777,size={tmp_bytes}")
 
 
-def _become_nobody() -> None:
-    """A uid that no other process has, so that its limit on threads counts its own; `nobody` where uids are few."""
+def _become_nobody(number: int) -> None:
+    """A uid that no other sandbox has, so that its limit on threads counts its own; `nobody` where uids are few."""
     os.setgroups([])
-    for uid in (_FIRST_UID + os.getpid(), _NOBODY):
+    for uid in (_FIRST_UID + number, _NOBODY):
         try:
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
@@ -185,7 +191,10 @@ def _check_standard_library() -> None:
 
 
 def _prelude() -> dict[str, Any]:
-    """The names that LiveCodeBench puts before a program: modules of the standard library and what they export."""
+    """The names that LiveCodeBench puts before a program: modules of the standard library and what they export.
+
+    `sys` and its names are added in the candidate.
+    """
     names: dict[str, Any] = {}
     modules = {name: importlib.import_module(name) for name in _PRELUDE}
     for module in modules.values():
@@ -343,11 +352,11 @@ def _execute(program: Mapping[str, Any], test: Mapping[str, Any], prelude: dict[
     """Runs the program; for a function, calls it on the arguments and returns its value as plain data."""
     sys.setrecursionlimit(50_000)
     random.seed(0)
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    module.__dict__.update(prelude)
-    module.__dict__.update({n: getattr(sys, n) for n in dir(sys) if not n.startswith("_")})
     name = program["function"]
+    module = types.ModuleType("__main__" if name is None else _FUNCTIONS)
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
+    module.__dict__.update(prelude, sys=sys)
+    module.__dict__.update({n: getattr(sys, n) for n in dir(sys) if not n.startswith("_")})
     module.__dict__.pop(name, None)  # it must be the program's own: `add`, say, is in the prelude
     try:
         exec(compile(program["source"], "<program>", "exec"), module.__dict__)

@@ -2,9 +2,9 @@
 
 A worker imports the function's module once and then forks a *server*, which answers requests one by one. The server
 runs under a limit of CPU time for each request (a signal that kills it, even inside C code), a limit of memory, and,
-where the kernel offers it, without the right to write files, open sockets or start processes. When it dies, the worker
-says so and forks the next one in milliseconds, without importing anything again. CPU time and not wall time, so that an
-answer does not depend on what else the machine is doing; a much longer wall time is the backstop.
+where the kernel offers it, without the right to write files (Landlock), open sockets or start processes (seccomp). When
+it dies, the worker says so and forks the next one in milliseconds, without importing anything again. CPU time and not
+wall time, so that an answer does not depend on what else the machine is doing; a much longer wall time is the backstop.
 
 Requests and answers are JSON. Nothing here uses signals of the calling process, so any thread may call.
 """
@@ -81,13 +81,17 @@ class WorkerPool:
         """One reply; waits while all workers are busy. Raises WorkerError if none can be started."""
         worker = self._idle.get()
         try:
-            if worker is None or worker.owner != os.getpid():
-                worker = _Worker(self.function, self.cpu_s, self.memory_bytes)
-            reply = worker.call(request)
-            if reply is None:
+            if worker is not None and worker.owner != os.getpid():
+                worker = None
+            for made in (worker is None, True):  # one that was lost between two calls is no fault of the request
+                worker = worker or _Worker(self.function, self.cpu_s, self.memory_bytes)
+                if (reply := worker.call(request)) is not None:
+                    return reply
                 worker.close()
                 worker = None
-            return reply or Reply("crashed", "the worker was lost")
+                if made:
+                    break
+            return Reply("crashed", "the worker was lost")
         finally:
             self._idle.put(worker)
 
@@ -188,6 +192,8 @@ def _answer(function: Callable[[Any], Any], cpu_s: float, memory_bytes: int) -> 
     with contextlib.suppress(OSError):
         kernel.die_with_parent()
         kernel.no_new_privileges()
+        with contextlib.suppress(OSError):  # an older kernel; the filter of system calls does not tell files apart
+            kernel.landlock(["/"], ["/dev/null"])
         kernel.seccomp(kernel.seccomp_program(os.getpid()))
     while (request := read_frame(0)) is not None:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF is not handled: it ends the process

@@ -38,14 +38,21 @@ class Dials:
 
     @classmethod
     def from_spec(cls, spec: str) -> Self:
-        """The task of a spec such as ``chains:steps=8,hard=6``. Raises TaskError on an unknown dial or a bad value."""
+        """The task of a spec such as ``chains:steps=8,hard=6``.
+
+        Raises TaskError on an unknown dial, one given twice, a bad value, and anything else before the colon.
+        """
         task, _, dials = spec.partition(":")
+        if not re.fullmatch(r"\w+", task):
+            raise TaskError(f"cannot read {spec!r}: dials are written {re.split('[@,]', task)[0]}:NAME=VALUE,...")
         kinds: dict[str, Any] = {f.name: type(getattr(cls, f.name)) for f in fields(cls)}
         values: dict[str, Any] = {}
         for dial in filter(None, dials.split(",")):
             name, _, value = dial.partition("=")
             if name not in kinds:
                 raise TaskError(f"task {task} has no dial {name!r}; its dials are {', '.join(kinds)}")
+            if name in values:
+                raise TaskError(f"dial {name!r} is given twice in {spec!r}")
             try:
                 values[name] = kinds[name](value)
             except ValueError:

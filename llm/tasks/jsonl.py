@@ -27,7 +27,7 @@ from llm.rewards.base import Score
 from llm.tasks.base import Problem, Split, TaskError
 from llm.tasks.options import read_options
 from llm.tasks.splits import draw, normal_question, partition, question_hash, refuse_overlap
-from llm.tasks.verifiers import VERIFIERS, named_verifier
+from llm.tasks.verifiers import VERIFIERS, can_read, named_verifier
 
 __all__ = ["JsonlTask", "read_jsonl", "read_problems"]
 
@@ -58,12 +58,20 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """The problems of a file, checked. Raises TaskError with the line number for a bad row or a repeated question."""
+def read_problems(path: Path, verifier: str = "math") -> list[Problem]:
+    """The problems of a file, checked.
+
+    Raises TaskError with the line number for a bad row, a repeated question, or an answer unreadable to the verifier.
+    """
     problems: list[Problem] = []
     first: dict[str, int] = {}
     for number, row in read_jsonl(path):
         problem = _problem(f"{path}, line {number}", row)
+        if not can_read(verifier, problem.answer):
+            shown = problem.answer if len(problem.answer) <= 40 else problem.answer[:37] + "..."
+            raise TaskError(
+                f"{path}, line {number}: the verifier {verifier!r} cannot compare with the answer {shown!r}"
+            )
         key = normal_question(problem.question)
         if key in first:
             raise TaskError(f"{path}, line {number}: repeats the question of line {first[key]}; remove one of them")
@@ -127,11 +135,11 @@ class JsonlTask:
 
     @cached_property
     def _splits(self) -> dict[Split, list[Problem]]:
-        rows = read_problems(self.path)
+        rows = read_problems(self.path, self.verifier)
         if self.eval is None:
             train, evaluation = partition(rows, max(1, round(self.eval_share * len(rows))))
             return {"train": train, "eval": evaluation}
-        held_out = read_problems(self.eval)
+        held_out = read_problems(self.eval, self.verifier)
         refuse_overlap(rows, held_out, f"{self.path} and {self.eval}")
         return {"train": rows, "eval": held_out}
 

@@ -139,11 +139,16 @@ class LiveCodeBench:
 
     @classmethod
     def from_spec(cls, spec: str) -> LiveCodeBench:
-        """The task of ``code``, ``code@PATH`` or ``code@PATH,tests_seed=1,allow_unisolated=True``."""
+        """The task of ``code``, ``code@PATH`` or ``code@PATH,tests_seed=1,allow_unisolated=True``.
+
+        Raises TaskError for anything else.
+        """
         head, options = read_options(spec, {"tests_seed": int, "allow_unisolated": boolean})
-        _, at, path = head.partition("@")
-        if at and not path:
-            raise TaskError("give a path after the @: code@PATH")
+        name, at, path = head.partition("@")
+        if name != cls.name or (at and not path):
+            raise TaskError(f"cannot read {spec!r}: write code, code@PATH, code,tests_seed=1 or code@PATH,tests_seed=1")
+        if options.get("tests_seed", 0) < 0:
+            raise TaskError(f"tests_seed must not be negative, got {options['tests_seed']}")
         return cls(Path(path) if path else None, **options)
 
     def _files(self) -> list[Path]:
@@ -268,7 +273,8 @@ def _problem(fields: Mapping[str, Any], place: dict[str, Any]) -> Problem:
     else:
         form = "Write a program that reads from standard input and writes to standard output."
     question = (
-        f"{fields['question_content']}\n\n{form}\n\nIn the last step give the whole program in one Python code block "
-        "(```python ... ```), and after the block write \\boxed{done}."
+        f"{fields['question_content']}\n\n{form}\n\nEnd with the whole program in one Python code block "
+        "(```python ... ```); a long one may run over several steps, whose tags are no part of it. After the block "
+        "write \\boxed{done}."
     )
     return Problem(f"code/{fields['question_id']}", question, "", place)

@@ -19,6 +19,7 @@ from llm.tasks.jsonl import read_jsonl
 
 __all__ = ["Row", "Source", "check_fields", "hub_rows", "local_files", "local_rows"]
 
+_OTHER_SPLITS = ("train", "validation", "valid", "dev", "test")
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -97,11 +98,27 @@ def local_files(task: str, path: Path, suffixes: Sequence[str] = SUFFIXES) -> li
 
 
 def local_rows(task: str, path: Path, splits: Sequence[str]) -> Iterator[Row]:
-    """Rows from files. A file belongs to the split that its name begins with, else to the last of `splits`."""
-    for file in local_files(task, path):
-        split = next((s for s in splits if file.name.startswith(s)), splits[-1])
+    """Rows from files. A file belongs to the split that its name begins with, else to the last of `splits`.
+
+    In a folder, files of splits that the task does not use (a copy of the hub's repository has them) are passed over.
+    Raises TaskError where all are.
+    """
+    files = local_files(task, path)
+    if path.is_dir():
+        used = [f for f in files if _split_of(f, splits) in splits]
+        if not used:
+            names = ", ".join(f.name for f in files[:5])
+            raise TaskError(f"{task}: {path} holds no file of the split {' or '.join(splits)} (there is: {names})")
+        files = used
+    for file in files:
+        split = _split_of(file, splits)
+        split = split if split in splits else splits[-1]
         for number, fields in _read(task, file):
             yield Row(fields, split, f"{file}, row {number}")
+
+
+def _split_of(file: Path, splits: Sequence[str]) -> str:
+    return next((s for s in (*splits, *_OTHER_SPLITS) if file.name.startswith(s)), splits[-1])
 
 
 def _read(task: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -8,7 +8,7 @@ from functools import cache
 from llm.rewards.base import Score, Verifier
 from llm.tasks.base import Problem, TaskError
 
-__all__ = ["VERIFIERS", "named_verifier", "score_by_name"]
+__all__ = ["VERIFIERS", "can_read", "named_verifier", "score_by_name"]
 
 
 def _math() -> Verifier:
@@ -57,6 +57,19 @@ def named_verifier(name: str) -> Verifier:
         return VERIFIERS[name]()
     except RuntimeError as error:  # a sandbox that cannot isolate, in one line
         raise TaskError(f"verifier {name}: {error}") from None
+
+
+def can_read(name: str, answer: str) -> bool:
+    """Whether the verifier can compare a response with this reference answer; if not, every response would score 0."""
+    if name == "code":
+        from llm.rewards.code import readable
+
+        return readable(answer)
+    if name in ("choice", "yes_no"):
+        from llm.rewards.choice import letter, yes_or_no
+
+        return (letter if name == "choice" else yes_or_no)(answer) is not None
+    return True
 
 
 def score_by_name(problems: Sequence[Problem], responses: Sequence[str]) -> list[Score]:
