@@ -28,10 +28,10 @@ from transformers.utils import logging as hf_logging
 from benchmarks.step_cost import Stepper
 from cpi.draws import uniforms
 from llm.config import option, run_command
-from llm.generate import Request, Sampled
+from llm.generate import Backend, Request, Sampled
 from llm.rewards.base import Score
 from llm.runs import versions
-from llm.tasks.base import Problem
+from llm.tasks.base import Problem, Split
 from llm.train import TrainConfig
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
@@ -53,6 +53,10 @@ class Coin:
     name = "coin"
     knows_first_error = False
 
+    def problems(self, split: Split, n: int, seed: int) -> list[Problem]:
+        """None: the questions are another task's."""
+        return []
+
     def first_error(self, problem: Problem, thoughts: Sequence[str]) -> None:
         """None: a coin makes no error."""
 
@@ -66,6 +70,7 @@ class Longest:
     """A backend that says random tokens up to the limit."""
 
     vocabulary: int
+    context: int | None = None
 
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
         out = []
@@ -87,7 +92,9 @@ def measure(config: MemoryConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         stepper = Stepper(replace(config, steps=1, eval_problems=0), Path(folder))
         trainer = stepper.trainer
-        backend = Longest(len(trainer.simulator.tokenizer)) if config.stand_in else trainer.simulator.backend
+        backend: Backend = trainer.simulator.backend
+        if config.stand_in:
+            backend = Longest(len(trainer.simulator.tokenizer))
         trainer.simulator = replace(trainer.simulator, task=Coin(), backend=backend)
         found["model"] = peak_mib()
 

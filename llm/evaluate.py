@@ -161,7 +161,7 @@ def start_engine(config: BackendConfig, worlds: Sequence[World]) -> None:
 
 def _fit(config: EvaluateConfig, subject: Subject, world: World, problems: Sequence[Problem]) -> None:
     """Shorten the default response to the context; a length that was asked for, or trained with, must fit."""
-    context = getattr(world.model.config.get_text_config(), "max_position_embeddings", None)
+    context = world.backend.context
     if context is not None and not config.max_tokens and subject.run is None:
         longest = max(len(world.simulator.root(p).prompt_ids) for p in problems)
         sampling = world.simulator.sampling
@@ -296,6 +296,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     for spec in specs:
         _fit(config, subject, worlds[spec], problems[spec])
     start_engine(config, list(worlds.values()))
+    for spec in specs:  # an engine may have a smaller context than its model
+        _fit(config, subject, worlds[spec], problems[spec])
 
     stem = f"evaluate-{Path(config.model).name}"
     run = open_run(config, Path(config.output) if config.output else default_folder(stem), config.resume)

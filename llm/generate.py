@@ -94,6 +94,11 @@ class Sampled:
 class Backend(Protocol):
     """Where tokens come from. Rows come back in the order of the requests."""
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens of prompt and response together; None where nothing names a bound."""
+        ...
+
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]: ...
 
 
@@ -115,19 +120,19 @@ class TokenText:
 class ThoughtStop:
     """A response is over when a thought with a complete box is closed, or when a thought or their number is too big.
 
-    opened: the pieces of a thought that the response begins in; they count towards its length. capped: the row ended
-    for one of the latter reasons.
+    begun: the pieces of the response that a reset goes on from; its thoughts and the tokens of its open thought count.
+    capped: the row ended for one of the latter reasons.
     """
 
-    def __init__(self, thoughts_left: int, max_thought_tokens: int, opened: Sequence[str] = ()) -> None:
-        self.watch = ThoughtWatch(opened)
+    def __init__(self, max_thoughts: int, max_thought_tokens: int, begun: Sequence[str] = ()) -> None:
+        self.watch = ThoughtWatch(begun)
         self.capped = False
-        self._thoughts_left = thoughts_left
+        self._max_thoughts = max_thoughts
         self._max_thought_tokens = max_thought_tokens
 
     def push(self, piece: str) -> bool:
         self.watch.push(piece)
-        too_many = len(self.watch.ends) >= self._thoughts_left
+        too_many = len(self.watch.ends) >= self._max_thoughts
         self.capped = not self.watch.over and (too_many or self.watch.open_tokens >= self._max_thought_tokens)
         return self.watch.over or self.capped
 
@@ -137,6 +142,12 @@ class NoStop:
 
     def push(self, piece: str) -> bool:
         return False
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """The most tokens of prompt and response together that a model's config names, or None."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -161,12 +172,13 @@ class TransformersBackend:
     text: TokenText
     max_rows: int = 512
     initial: Any = None
+    context: int | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> TransformersBackend:
         eos_ids = end_tokens(model, tokenizer)
         pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids))
-        return cls(model, eos_ids, pad_id, TokenText(tokenizer), max_rows)
+        return cls(model, eos_ids, pad_id, TokenText(tokenizer), max_rows, context=context_of(model))
 
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
         out: list[Sampled] = [Sampled([], [], [], False)] * len(requests)
@@ -185,6 +197,10 @@ class InitialBackend:
     """Samples from the model that another backend's was before training: from its copy, or with the adapter off."""
 
     trained: TransformersBackend
+
+    @property
+    def context(self) -> int | None:
+        return self.trained.context
 
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
         if self.trained.initial is not None:
@@ -226,7 +242,7 @@ class _Batch:
         """The rows of these contexts, as often as they are named, as wide as asked for (if the cache can be cut)."""
         index = torch.tensor([self.where[ids] for ids in contexts], device=self.logits.device)
         if not self.can_be_cut:
-            self.cache.batch_select_indices(index)
+            self.cache.reorder_cache(index)  # which every kind of layer has, recurrent ones too
             return _Batch(self.logits[index], self.cache, self.attention[index])
         padding = max(0, width - self.attention.shape[1])
         cache = DynamicCache()
@@ -309,7 +325,7 @@ class _Rows:
         """One pass over the rows to keep, each with its new token; those that are over leave the batch."""
         if not keep.all():
             index = torch.as_tensor(np.flatnonzero(keep), device=self.device)
-            batch.cache.batch_select_indices(index)
+            batch.cache.reorder_cache(index)
             batch.attention, tokens = batch.attention[index], tokens[index]
         batch.attention = torch.cat([batch.attention, batch.attention.new_ones(len(tokens), 1)], dim=1)
         batch.logits = self.model(
@@ -368,24 +384,36 @@ class _Rows:
 def _nucleus(logp_NV: torch.Tensor, top_p: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest set of most probable tokens whose mass reaches top_p (Holtzman et al. 2020).
 
-    Returns probabilities [N, C], renormalised, and token ids [N, C] in ascending order; what is outside has probability
-    zero. Sorting a vocabulary of 50,000 takes longer than a small model's forward pass, so only as many of the most
-    probable tokens are looked at as hold the nucleus of every row; the result is the same.
+    Of tokens of one probability (in bfloat16 there are many) those of smaller id are taken first. Returns probabilities
+    [N, C], renormalised, and token ids [N, C] in ascending order; what is outside has probability zero. Sorting a
+    vocabulary of 50,000 takes longer than a small model's forward pass, so only as many of the most probable tokens are
+    looked at as hold the nucleus of every row, and what is as probable as its last token; the result is the same.
     """
     V = logp_NV.shape[1]
     if top_p >= 1.0:
         return logp_NV.to(dtype).exp(), torch.arange(V, device=logp_NV.device).expand_as(logp_NV)
     C = min(_CANDIDATES, V)
     while True:
-        best, ids = logp_NV.topk(C, dim=-1) if C < V else logp_NV.sort(dim=-1, descending=True)
+        best, ids = _by_probability(logp_NV, C)
         probs = best.to(dtype).exp()
-        if C == V or bool((probs.sum(dim=-1) >= top_p).all()):
+        outside = probs.cumsum(dim=-1) - probs >= top_p
+        last = best.masked_fill(outside, torch.inf).amin(dim=-1)  # the least probable of the nucleus
+        if C == V or bool((best[:, -1] < last).all()):
             break
         C = min(C * 16, V)
-    outside = probs.cumsum(dim=-1) - probs >= top_p
     ids, order = ids.sort(dim=-1)
     kept = probs.masked_fill(outside, 0.0).gather(1, order)
     return kept / kept.sum(dim=-1, keepdim=True), ids
+
+
+def _by_probability(logp_NV: torch.Tensor, C: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The C most probable tokens [N, C] with their ids, the most probable first, ties by id (but at the last place)."""
+    if logp_NV.shape[1] == C:
+        return logp_NV.sort(dim=-1, descending=True, stable=True)
+    best, ids = logp_NV.topk(C, dim=-1, sorted=False)
+    ids, order = ids.sort(dim=-1)
+    best, order = best.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return best, ids.gather(1, order)
 
 
 def _inverse_cdf(probs_NC: torch.Tensor, u_N: torch.Tensor) -> torch.Tensor:
@@ -421,10 +449,8 @@ class ThoughtSimulator:
         return Prefix(problem, tuple(ids))
 
     def continue_from(self, prefixes: Sequence[Prefix], keys: Sequence[DrawKey]) -> list[ThoughtTrace]:
-        stops = [
-            ThoughtStop(self.sampling.max_thoughts - p.k, self.sampling.max_thought_tokens, self._pieces(p.open_ids))
-            for p in prefixes
-        ]
+        caps = self.sampling.max_thoughts, self.sampling.max_thought_tokens
+        stops = [ThoughtStop(*caps, self._pieces(p.thought_ids)) for p in prefixes]
         requests = [
             Request(
                 ids=p.prompt_ids + p.thought_ids,
@@ -444,18 +470,14 @@ class ThoughtSimulator:
 
     def _trace(self, prefix: Prefix, key: DrawKey, row: Sampled, text: str, score: Any, finished: bool) -> ThoughtTrace:
         ids = prefix.thought_ids + tuple(row.ids)
-        watch = ThoughtWatch(self._pieces(prefix.open_ids + tuple(row.ids)))
-        closed = len(prefix.thought_ids) - len(prefix.open_ids)
-        ends = [*prefix.ends, *(closed + e for e in watch.ends)]
-        if watch.has_open_text:  # cut off in the middle of a thought: the last thought is an unfinished one
-            ends.append(len(ids))
-        spans = zip([0, *ends[:-1]], ends, strict=True) if ends else []
+        watch = ThoughtWatch(self._pieces(ids))
+        ends = [*watch.ends, len(ids)] if watch.has_open_text else watch.ends  # cut off in the middle of a thought
         return ThoughtTrace(
             problem=prefix.problem,
             prompt_ids=prefix.prompt_ids,
             ids=ids,
             ends=tuple(ends),
-            thoughts=tuple(self._decode(ids[b:e]).replace(THOUGHT_END, "").strip() for b, e in spans),
+            thoughts=self._thoughts(ids, ends, watch.rests),
             start=prefix.k,
             text=text,
             score=score,
@@ -465,6 +487,15 @@ class ThoughtSimulator:
             entropies=tuple(row.entropies),
             start_tokens=len(prefix.open_ids),
         )
+
+    def _thoughts(self, ids: tuple[int, ...], ends: Sequence[int], rests: Sequence[str]) -> tuple[str, ...]:
+        """The texts of thoughts; what a token carries beyond a thought's end is moved to the next one."""
+        texts = [self._decode(ids[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
+        for i, rest in enumerate(rests):
+            texts[i] = texts[i].removesuffix(rest)
+            if i + 1 < len(texts):
+                texts[i + 1] = rest + texts[i + 1]
+        return tuple(text.replace(THOUGHT_END, "").strip() for text in texts)
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._text(token) for token in ids]

@@ -158,6 +158,7 @@ def _world(config: LocalizationConfig, subject: Subject, problems: Sequence[Prob
         world.simulator.sampling = replace(sampling, max_tokens=room)
     check_lengths(world, list(problems), longest)
     start_engine(config, [world])
+    check_lengths(world, list(problems), longest)  # an engine may have a smaller context than its model
     return world
 
 

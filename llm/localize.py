@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from cpi.draws import DrawKey
 from cpi.groups import Phase
 from cpi.resets import Cost, ResetSampler
-from llm.generate import Backend, NoStop, Request, Sampled, ThoughtSimulator, TokenText
+from llm.generate import Backend, NoStop, Request, Sampled, ThoughtSimulator
 from llm.tasks.base import Task
 from llm.thoughts import Prompts, ThoughtTrace, last_boxed
 from llm.values import episode_number, prefix_values
@@ -47,11 +47,11 @@ class Answer:
     """A localisation answer as read: status and, where it can be used, the cut k (0-based: keep k thoughts).
 
     usable: "exact" (one box) and "repeated" (several boxes: the last one counts, as the prompt asks for it on the last
-    line). not usable: "missing" (no complete box), "not_a_number" (text, fractions, ranges), "out_of_range", "too_long"
-    (the question does not fit the model's context, so it was not asked).
+    line). not usable: "missing" (no complete box), "not_a_number" (text, fractions, ranges), "out_of_range"; not
+    asked: "too_long" (the question does not fit the context), "no_thought" (there is none that could be wrong).
     """
 
-    status: Literal["exact", "repeated", "missing", "not_a_number", "out_of_range", "too_long"]
+    status: Literal["exact", "repeated", "missing", "not_a_number", "out_of_range", "too_long", "no_thought"]
     k: int | None
 
 
@@ -104,7 +104,8 @@ class SelfLocalizer:
     The answer is sampled at its own temperature from the key of the episode, so it does not depend on the batch. With
     `answers_per_seed` above 1 the row is the share of answers that name each cut; what is missing are unusable ones.
     `counts` holds the parse statuses so far, `asked` the answers of the last call by the key of their episode.
-    `context` is the most tokens of question and answer together; None for no bound.
+    A question that leaves no room for an answer in the backend's context, or is about a response without a thought, is
+    not asked.
     """
 
     backend: Backend
@@ -114,13 +115,9 @@ class SelfLocalizer:
     top_p: float = 0.95
     max_tokens: int = 1024
     answers_per_seed: int = 1
-    context: int | None = None
     spent: Cost = field(default_factory=Cost)
     counts: Counter[str] = field(default_factory=Counter)
     asked: dict[DrawKey, list[Asked]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._text = TokenText(self.tokenizer)
 
     def cut_probs(self, episodes: Sequence[ThoughtTrace]) -> list[NDArray[np.float64]]:
         asked = self._ask([e for e in episodes for _ in range(self.answers_per_seed)])
@@ -149,9 +146,11 @@ class SelfLocalizer:
         return [self._read(*row) for row in zip(episodes, requests, sampled, strict=True)]
 
     def _read(self, episode: ThoughtTrace, request: Request, sampled: Sampled) -> Asked:
-        text = "".join(self._text(t) for t in sampled.ids)
-        fits = request.max_tokens > 0
-        answer = parse_answer(text, episode.num_decisions) if fits else Answer("too_long", None)
+        if request.max_tokens > 0:
+            text = self.tokenizer.decode(sampled.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            answer = parse_answer(str(text), episode.num_decisions)
+        else:
+            answer = Answer("too_long" if episode.num_decisions else "no_thought", None)
         ids, logprobs = tuple(sampled.ids), tuple(sampled.logprobs)
         return Asked(episode.key, episode.num_decisions, request.ids, ids, answer, logprobs)
 
@@ -159,7 +158,9 @@ class SelfLocalizer:
         prompt = self.prompts.localize(self.tokenizer, episode.problem.question, episode.thoughts)
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         key = episode.key.at(phase=Phase.LOCALISE, slot=again << 32 | episode_number(episode))
-        room = self.max_tokens if self.context is None else max(0, min(self.max_tokens, self.context - len(ids)))
+        context = self.backend.context
+        room = self.max_tokens if context is None else max(0, min(self.max_tokens, context - len(ids)))
+        room = room if episode.num_decisions else 0
         return Request(tuple(ids), key, first_draw=0, max_tokens=room, stop=NoStop())
 
 

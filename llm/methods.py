@@ -276,7 +276,8 @@ def rrpo(config: MethodConfig, localizers: Localizers) -> Method:
     """RRPO (arXiv 2605.25507, Algorithm 2 with a random reset): the cut is uniform over the thoughts of the seed.
 
     Deviations: (1) an unfinished last thought of a truncated response counts as a thought; (2) the loss is the mean
-    over all rollouts of the batch, the paper's sum over groups up to a constant factor, which Adam ignores.
+    over all rollouts of the batch, the paper's sum over groups up to a constant factor, which Adam ignores but for
+    its epsilon and a clip of the gradient's norm.
     """
     return _algorithm_2(config, UniformWithinEpisode())
 

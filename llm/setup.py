@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from llm.config import ConfigError
-from llm.generate import Sampling, ThoughtSimulator, TransformersBackend
+from llm.generate import Sampling, ThoughtSimulator, TransformersBackend, end_tokens
 from llm.localize import OracleLocalizer, SelfLocalizer
 from llm.methods import Localizers
 from llm.tasks.base import Problem, Task
@@ -70,9 +71,11 @@ def load_model(name: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"cannot load model {name}: {reason}") from error
+    if tokenizer.pad_token_id is None and not end_tokens(model, tokenizer):
+        raise ConfigError(f"model {name} has no end-of-sequence token: set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -116,16 +119,9 @@ def build_world(
         prompts,
         temperature=localize_temperature,
         max_tokens=localize_tokens,
-        context=_context(model),
     )
     localizers = Localizers(self_localizer, OracleLocalizer(task), simulator)
     return World(model, tokenizer, task, prompts, backend, simulator, localizers)
-
-
-def _context(model: Any) -> int | None:
-    """The most tokens of prompt and response together; None where the model's config names no bound."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if found is None else int(found)
 
 
 def check_lengths(
@@ -141,7 +137,7 @@ def check_lengths(
             f"the longest prompt has {longest} tokens, more than {max_prompt_tokens}: raise --max-prompt-tokens or use "
             "shorter questions"
         )
-    context = _context(world.model)
+    context = world.backend.context
     if context is None:
         return
     response_tokens = world.simulator.sampling.max_tokens

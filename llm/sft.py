@@ -193,7 +193,9 @@ class _Bar(TrainerCallback):
 
 
 def _train(config: SFTConfig, model: Any, pad_id: int, rows: list[Row], out: Path) -> list[float]:
-    """Train in place; returns the mean loss of each update."""
+    """Train in place; returns the mean loss of each update. Raises ConfigError where it would be on several GPUs."""
+    if torch.cuda.device_count() > 1:
+        raise ConfigError("llm.sft trains on one GPU: set CUDA_VISIBLE_DEVICES=0")
     args = TrainingArguments(
         output_dir=str(out),
         max_steps=config.updates,

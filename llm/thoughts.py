@@ -63,12 +63,14 @@ class ThoughtWatch:
     """Follows a response token by token: where thoughts end, and whether the final one is over.
 
     A thought ends after the token that completes the delimiter, even if that token carries further text (a byte pair
-    tokenizer may fuse ``>`` and a newline). The response is over when a thought with a complete ``\\boxed{...}`` ends.
-    Pieces given at once count as pushed.
+    tokenizer may fuse ``>`` with a newline, or with the beginning of ``\\boxed``). That text belongs to the next
+    thought and is kept in `rests`, one for each end; by itself, without a token of its own, it is no thought. The
+    response is over when a thought with a complete ``\\boxed{...}`` ends. Pieces given at once count as pushed.
     """
 
     def __init__(self, pieces: Sequence[str] = ()) -> None:
         self.ends: list[int] = []
+        self.rests: list[str] = []
         self.over = False
         self._tail = ""
         self._count = 0
@@ -82,6 +84,7 @@ class ThoughtWatch:
             return
         thought, _, rest = self._tail.rpartition(THOUGHT_END)
         self.ends.append(self._count)
+        self.rests.append(rest)
         self.over = last_boxed(thought) is not None
         self._tail = rest
 
@@ -92,7 +95,8 @@ class ThoughtWatch:
 
     @property
     def has_open_text(self) -> bool:
-        return bool(self._tail.strip())
+        carried = len(self.rests[-1]) if self.rests else 0
+        return bool(self._tail[carried:].strip())
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,11 @@ def _check(config: TrainConfig) -> None:
     if config.vllm_server and not config.vllm_server.startswith(("http://", "https://")):
         raise ConfigError(f"vllm_server must be an address such as http://localhost:8000, got {config.vllm_server!r}")
     check_backend(config, [config.localizer], start=not config.dry_run)
+    if config.backend == "transformers" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ConfigError(
+            "with FSDP all processes make every pass together, and sampling takes a different number on each: "
+            "use --backend vllm, or DeepSpeed ZeRO-3 or plain data parallelism instead of FSDP"
+        )
     loggers = ("none", *get_available_reporting_integrations())
     if config.report_to not in loggers:
         raise ConfigError(
@@ -463,6 +468,7 @@ def _train(
             args=args,
             peft_config=_lora(config),
         )
+    check_lengths(world, [*problems, *held_out], config.max_prompt_tokens, method.remark)  # now with vLLM's context
     trainer.accelerator.wait_for_everyone()  # all have looked for before.json
     if before is None and held_out:
         before = _measure(trainer, world, held_out, config.seed)

@@ -58,7 +58,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cpi.draws import uniforms
 from llm.config import ConfigError, option
-from llm.generate import NoStop, Request, Sampled, TokenText, end_tokens
+from llm.generate import NoStop, Request, Sampled, TokenText, context_of, end_tokens
 
 __all__ = [
     "BackendConfig",
@@ -184,10 +184,17 @@ class VLLMBackend:
     text: TokenText
     engine: Engine | None = None
     chunk: int = 256
+    model_context: int | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> VLLMBackend:
-        return cls(end_tokens(model, tokenizer), TokenText(tokenizer))
+        return cls(end_tokens(model, tokenizer), TokenText(tokenizer), model_context=context_of(model))
+
+    @property
+    def context(self) -> int | None:
+        """The model's, and once there is an engine the least of both (a server may be started with less)."""
+        known = [self.model_context, self.engine.context if self.engine else None]
+        return min((c for c in known if c is not None), default=None)
 
     def sample(self, requests: Sequence[Request], temperature: float, top_p: float) -> list[Sampled]:
         assert self.engine is not None, "the engine is started with the trainer"

@@ -3,15 +3,37 @@ join the batch where their prefix ends."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from cpi.draws import DrawKey, inverse_cdf
-from llm.generate import _CANDIDATES, NoStop, Request, Sampling, TransformersBackend, _inverse_cdf, _nucleus
+from llm.generate import (
+    _CANDIDATES,
+    NoStop,
+    Request,
+    Sampled,
+    Sampling,
+    ThoughtSimulator,
+    TransformersBackend,
+    _inverse_cdf,
+    _nucleus,
+)
+from llm.rewards.base import Score
 from llm.setup import build_world, load_model
 from llm.tasks import load_task
+from llm.tasks.base import Problem
+from llm.thoughts import BarePrompts, Prefix
 
 
 def _logp(V: int, scale: float) -> torch.Tensor:
@@ -45,6 +67,27 @@ def test_a_peaked_distribution_over_a_large_vocabulary_is_not_sorted_whole():
     assert probs.shape[1] == _CANDIDATES
 
 
+def test_the_nucleus_of_a_row_is_its_own_where_probabilities_are_equal():
+    """In bfloat16 many are; beside a flat row more candidates are looked at, and must be taken in the same order."""
+    logits = torch.randn(64, 2000, generator=torch.Generator().manual_seed(0)).mul(2).bfloat16().float()
+    logp = torch.log_softmax(logits, dim=-1)
+    flat = torch.log_softmax(torch.zeros(1, 2000), dim=-1)
+
+    def tokens(rows: torch.Tensor) -> list[dict[int, float]]:
+        probs, ids = _nucleus(rows, 0.9, torch.float64)
+        return [
+            {int(i): float(p) for p, i in zip(*pair, strict=True) if p > 0} for pair in zip(probs, ids, strict=True)
+        ]
+
+    beside = tokens(torch.cat([logp, flat]))
+    for row, (alone, other) in enumerate(zip((tokens(r[None])[0] for r in logp), beside, strict=False)):
+        assert alone.keys() == other.keys()
+        least = min(logp[row, i] for i in alone)
+        left_out = [i for i in range(2000) if logp[row, i] == least and i not in alone]
+        assert all(i > max(j for j in alone if logp[row, j] == least) for i in left_out)
+    assert sorted(beside[-1]) == list(range(len(beside[-1]))) and len(beside[-1]) in (1800, 1801)
+
+
 def test_a_draw_from_the_nucleus_is_the_draw_of_the_table():
     logp = _logp(3000, 6.0)
     probs, ids = _nucleus(logp, 0.95, torch.float64)
@@ -73,6 +116,60 @@ def test_a_response_is_finished_if_it_ended_by_itself_and_not_at_a_cap(cap, fini
     keys = [DrawKey(seed=0, prompt=i) for i in range(4)]
     traces = simulator.continue_from([simulator.root(p) for p in problems], keys)
     assert [t.finished for t in traces] == [finished] * 4
+
+
+PIECES = ["<pad>", "2+2=4", "</thought", ">", ">\\", "boxed{5}", "></", ".", "so ", "thought>", ">\n", "\\boxed{4}"]
+
+
+class _Pieces:
+    """A tokenizer whose tokens are `PIECES`, some of which carry text beyond the end of a thought."""
+
+    def decode(self, ids, **_):
+        return "".join(PIECES[i] for i in ids)
+
+    def __call__(self, text, **_):
+        return {"input_ids": [0]}
+
+
+class _Says:
+    """A backend that says given tokens, as far as the stop rule lets it; a reset goes on where its prefix ends."""
+
+    context = None
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def sample(self, requests, temperature, top_p):
+        return [self._one(r) for r in requests]
+
+    def _one(self, request):
+        rest, out = self.ids[request.first_draw :], []
+        over = any(out.append(i) or request.stop.push(PIECES[i]) for i in rest[: request.max_tokens])
+        return Sampled(out, [0.0] * len(out), [0.0] * len(out), over)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends", "thoughts"),
+    [
+        ([1, 2, 3, 8, 11, 2, 3], (3, 7), ("2+2=4", "so \\boxed{4}")),
+        ([1, 2, 10, 8, 11, 2, 10], (3, 7), ("2+2=4", "so \\boxed{4}")),  # a newline fused to the end of a thought
+        ([1, 2, 3, 8, 11, 2, 6], (3, 7), ("2+2=4", "so \\boxed{4}")),  # a beginning of something: no third thought
+        ([1, 2, 4, 5, 2, 3], (3, 6), ("2+2=4", "\\boxed{5}")),  # the box begins in the token that ends a thought
+        ([1, 2, 6, 9, 8, 11, 2, 3], (3, 4, 8), ("2+2=4", "", "so \\boxed{4}")),  # so does an end of a thought
+        ([1, 2, 3, 8, 7], (3, 5), ("2+2=4", "so .")),  # cut off
+    ],
+)
+def test_text_beyond_the_end_of_a_thought_belongs_to_the_next_and_resets_keep_it(ids, ends, thoughts):
+    says = _Says(ids if ids[-1] == 7 else [*ids, 7, 7, 7])
+    task = SimpleNamespace(score=lambda problems, texts: [Score(0.0, "wrong")] * len(texts))
+    simulator = ThoughtSimulator(says, _Pieces(), task, BarePrompts(), Sampling())
+    root = Prefix(Problem("x", "x", "4", {}), (0,))
+    (trace,) = simulator.continue_from([root], [DrawKey(seed=0)])
+    assert (trace.ids, trace.ends, trace.thoughts) == (tuple(ids), ends, thoughts)
+    for k in range(1, trace.num_decisions):
+        (again,) = simulator.continue_from([trace.prefix(k)], [DrawKey(seed=0)])
+        assert (again.ids, again.ends, again.thoughts, again.start) == (trace.ids, ends, thoughts, k)
+        assert again.finished == trace.finished
 
 
 V, LENGTH = 13, 24
@@ -109,7 +206,14 @@ def _request(prompt: tuple[int, ...], response: list[int], cut: int, row: int, l
     return Request((*prompt, *response[:cut]), DrawKey(seed=0, prompt=row), cut, length - cut, NoStop())
 
 
-@pytest.mark.parametrize("model", [_llama, _with_a_window])
+def _recurrent() -> Lfm2ForCausalLM:
+    torch.manual_seed(0)
+    return Lfm2ForCausalLM(
+        Lfm2Config(initializer_range=0.5, num_key_value_heads=2, layer_types=["conv", "full_attention"], **SIZES)
+    )
+
+
+@pytest.mark.parametrize("model", [_llama, _with_a_window, _recurrent])
 @pytest.mark.parametrize("prompts", [[(1, 2, 3)] * 6, [(1,), (1, 2, 3, 4, 5), (6, 7), (8, 9, 10, 11), (5,), (5, 5, 5)]])
 def test_a_row_continued_from_any_of_its_prefixes_goes_on_as_it_did(model, prompts):
     counting = _Counting(model())

@@ -95,7 +95,7 @@ class _Says:
     """A backend that answers with given texts, in turn."""
 
     def __init__(self, *texts):
-        self.texts, self.requests = texts, []
+        self.texts, self.requests, self.context = texts, [], None
 
     def sample(self, requests, temperature, top_p):
         self.requests += requests
@@ -129,14 +129,23 @@ def test_unusable_answers_are_no_reset_and_are_counted_by_kind():
 
 def test_a_question_that_does_not_fit_the_context_is_not_asked_and_a_tight_one_is_answered_in_less():
     localizer, backend = _self_localizer(r"\boxed{1}")
-    tight = replace(localizer, context=10)  # the question has 3 tokens
-    assert tight.cut_probs([_trace([1, 1])])[0].tolist() == [1, 0]
+    backend.context = 10  # the question has 3 tokens
+    assert localizer.cut_probs([_trace([1, 1])])[0].tolist() == [1, 0]
     assert backend.requests[-1].max_tokens == 7
-    full = replace(localizer, context=3, counts=Counter(), spent=Cost())
+    backend.context = 3
+    full = replace(localizer, counts=Counter(), spent=Cost())
     assert full.cut_probs([_trace([1, 1])])[0].tolist() == [0, 0]
     assert backend.requests[-1].max_tokens == 0
     assert full.counts == Counter(too_long=1)
     assert full.spent.localisation_calls == 0
+
+
+def test_a_response_without_a_thought_is_not_asked_about():
+    localizer, backend = _self_localizer(r"\boxed{1}")
+    assert localizer.cut_probs([_trace([])])[0].tolist() == []
+    assert backend.requests[-1].max_tokens == 0
+    assert localizer.counts == Counter(no_thought=1)
+    assert localizer.spent.localisation_calls == 0
 
 
 def test_every_episode_of_a_prompt_is_localised_from_a_draw_of_its_own():

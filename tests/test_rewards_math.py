@@ -114,6 +114,12 @@ def test_an_integer_with_or_without_thousands_separators_is_its_own_value(number
         ("3 1/4", "13/4", "correct"),
         ("-1 1/2", "-3/2", "correct"),
         ("10 000", "10000", "correct"),
+        ("153, 370, 371, 407", "153,370,371,407", "correct"),
+        ("100,200", "100, 200", "correct"),
+        (r"10,\,000", "10000", "correct"),
+        ("1 000/2", "500", "correct"),
+        ("1 000/2000", "0.5", "correct"),
+        (r"2 500/3000", r"\frac{5}{6}", "correct"),
         (r"10\,000", "10,000", "correct"),
     ],
 )
@@ -122,6 +128,14 @@ def test_a_list_of_numbers_is_not_one_number(
 ) -> None:
     (score,) = verifier([rf"\boxed{{{response}}}"], [reference])
     assert score.status == verdict
+
+
+@pytest.mark.parametrize("unit", ["1 , ", "1,\\, ", "1 \\; ", "1" + " " * 50, ","])
+def test_the_normal_form_takes_linear_time(unit: str) -> None:
+    began = time.perf_counter()
+    normal_form(unit * 20_000)
+    normal_form("1" + " " * 10**5 + "x")
+    assert time.perf_counter() - began < 3.0
 
 
 @pytest.mark.parametrize("text", ["", "x", "1x", "1/0", "1,23", "--1", "1e5", "9**9", "٣" * 200, "1" * 101])

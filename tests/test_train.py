@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from trl import GRPOTrainer
 from llm.config import USER_ERRORS, ConfigError, config_from_args
 from llm.methods import METHODS
 from llm.runs import alone_in
+from llm.setup import TINY, load_model
 from llm.show import RESET, WRONG
 from llm.train import TrainConfig, main
 from llm.trainer import ResetTrainer, RunError
@@ -297,3 +299,29 @@ def test_metrics_go_to_tensorboard_and_an_unknown_logger_is_one_line(tmp_path: P
         assert logged == pytest.approx([row[name] for row in rows])
     with pytest.raises(ConfigError, match="report_to 'clearml' is not installed"):
         main(TrainConfig(**SMALL, output=str(tmp_path / "other"), report_to="clearml"))
+
+
+def test_sharding_the_model_over_processes_that_sample_by_themselves_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"with FSDP .* use --backend vllm"):
+        main(TrainConfig(**SMALL))
+
+
+@pytest.mark.parametrize("broken", ["no tokenizer", "weights cut short", "another shape", "no causal model"])
+def test_a_broken_model_folder_is_one_line(tmp_path: Path, broken: str):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if broken == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    if broken == "weights cut short":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+    if broken == "another shape":
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
+    if broken == "no causal model":
+        (folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(ConfigError, match="cannot load model") as caught:
+        load_model(str(folder), "float32")
+    assert "\n" not in str(caught.value)

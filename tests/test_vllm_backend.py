@@ -546,3 +546,13 @@ def test_trls_own_server_command_has_the_settings_of_ours():
         assert trls[trls.index(name) + 1] == value
         assert f"{name} " in ours[3] and value in ours[3]
     assert resolve_model("org/model") == "org/model"
+
+
+def test_a_server_with_less_context_than_its_model_bounds_questions_and_prompts(tiny):
+    model, tokenizer = tiny
+    backend = VLLMBackend.of(model, tokenizer)
+    assert backend.context == model.config.max_position_embeddings
+    backend.engine = types.SimpleNamespace(context=60)
+    assert backend.context == 60
+    backend.engine = types.SimpleNamespace(context=10**6)
+    assert backend.context == model.config.max_position_embeddings

@@ -30,13 +30,14 @@ MAX_POWER_DIGITS = 5
 _MARKUP = re.compile(r"\$|\\[()\[\]]|\\(?:left|right|displaystyle)(?![A-Za-z])")
 _SPACING = re.compile(r"\s|~|\\[,;:! ]")
 _BLANK = r"(?:[\s~]|\\[;: ])"
-_BETWEEN_NUMBERS = re.compile(rf"(?<=\d)(?:{_BLANK}*,(?:{_BLANK}|\\[,!])+|{_BLANK}+,?)(?=[-+]?\.?\d)")
+_THIN = r"(?:\\[,!])"
+_BETWEEN_NUMBERS = re.compile(rf"(?<=\d)(?:{_BLANK}*,{_THIN}*{_BLANK}(?:{_BLANK}|{_THIN})*|{_BLANK}+,?)(?=[-+]?\.?\d)")
 """What keeps two numbers apart: without the blank 153, 370 would be one number, and so would 3 1/4."""
 _FRACTION_STYLE = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _INTEGER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
 _DECIMAL = re.compile(rf"({_INTEGER})\.?(\d*)|([-+]?)\.(\d+)")
 _RATIO = re.compile(rf"(-?)\\frac\{{({_INTEGER})\}}\{{({_INTEGER})\}}|()({_INTEGER})/({_INTEGER})")
-_MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
+_MIXED = re.compile(r"([-+]?)(\d+) (?!\d{3}/)([1-9]\d*)/([1-9]\d*)")
 _POWER = re.compile(r"\^[{(\[]*[-+]?(\d+)")
 _FACTORIAL = re.compile(r"(\d+)[)}\]]*!")
 _TOKEN = re.compile(r"\^|[{(\[]|[})\]]|\d+|\\[A-Za-z]+|.", re.DOTALL)
@@ -102,7 +103,7 @@ def _depths(text: str) -> tuple[int, int]:
 def _at_once(response: str, reference: str) -> Status | None:
     """The verdict where it needs no algebra, else None."""
     left, right = normal_form(response), normal_form(reference)
-    if left and left == right:
+    if left and left.replace(", ", ",") == right.replace(", ", ","):  # one may part its list without blanks
         return "correct"
     a, b = plain_number(left), plain_number(right)
     if a is not None and b is not None:
