@@ -197,7 +197,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_through_vllm_makes_the_rollouts_and_the_weights_of_one_without_it(vllm, monkeypatch, tmp_path: Path):
     """Chunks of one token, no nucleus: same draws, ratio 1 up to rounding; so vLLM had the weights of every update."""
-    monkeypatch.setattr(VLLMBackend.__init__, "__defaults__", (None, 1))
+    monkeypatch.setattr(VLLMBackend.__init__, "__defaults__", (None, 1, None))
     config = {**SMALL, "top_p": 1.0, "steps": 3, "method": "srpo"}
     results = [
         main(TrainConfig(**config, output=str(tmp_path / name), backend=name)) for name in ("transformers", "vllm")
@@ -360,7 +360,7 @@ def test_two_processes_make_the_rollouts_that_one_makes(tmp_path: Path):
 
 
 def test_a_run_with_a_server_sends_its_weights_and_trains_as_one_without(vllm, monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(VLLMBackend.__init__, "__defaults__", (None, 16))
+    monkeypatch.setattr(VLLMBackend.__init__, "__defaults__", (None, 16, None))
     config = {**SMALL, "eval_problems": 2, "max_tokens": 40}
     with fake_vllm.serve(monkeypatch, str(TINY)) as (address, core, log):
         main(TrainConfig(**config, backend="vllm", vllm_server=address, output=str(tmp_path / "server")))
