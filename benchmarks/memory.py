@@ -88,7 +88,8 @@ def peak_mib() -> int:
 
 def measure(config: MemoryConfig) -> dict[str, Any]:
     """Peaks in MiB after imports, model, sampling and update, and what was trained on."""
-    found: dict[str, Any] = {"imports": peak_mib()}
+    found: dict[str, Any] = {}
+    peak = {"imports": peak_mib()}
     with tempfile.TemporaryDirectory() as folder:
         stepper = Stepper(replace(config, steps=1, eval_problems=0), Path(folder))
         trainer = stepper.trainer
@@ -96,10 +97,10 @@ def measure(config: MemoryConfig) -> dict[str, Any]:
         if config.stand_in:
             backend = Longest(len(trainer.simulator.tokenizer))
         trainer.simulator = replace(trainer.simulator, task=Coin(), backend=backend)
-        found["model"] = peak_mib()
+        peak["model"] = peak_mib()
 
         def sampled(step: Any) -> None:
-            found["sampling"] = peak_mib()
+            peak["sampling"] = peak_mib()
             lengths = [len(e.ids) for e in step.rollouts.episodes()]
             found["responses"], found["mean_tokens"] = len(lengths), float(np.mean(lengths))
             found["rows_with_an_advantage"] = int(sum((a != 0).sum() for a in step.advantages))
@@ -108,8 +109,8 @@ def measure(config: MemoryConfig) -> dict[str, Any]:
         begun = time.perf_counter()
         stepper.step()
         found["seconds"] = time.perf_counter() - begun
-    found["update"] = peak_mib()
-    return found
+    peak["update"] = peak_mib()
+    return {**found, "peak_mib": peak}
 
 
 def main(config: MemoryConfig) -> dict[str, Any]:
@@ -123,12 +124,12 @@ def main(config: MemoryConfig) -> dict[str, Any]:
     setting = {name: getattr(config, name) for name in (*names, "gradient_checkpointing", "stand_in", "seed")}
     environment = {**versions(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
     Path(config.results).write_text(
-        json.dumps({"environment": environment, "setting": setting, "peak_mib": found}, indent=1) + "\n"
+        json.dumps({"environment": environment, "setting": setting, **found}, indent=1) + "\n"
     )
     print(
         f"{found['responses']} responses of {found['mean_tokens']:.0f} tokens on average, "
         f"{found['rows_with_an_advantage']} of them trained on, in {found['seconds']:.0f} s; the process held at most: "
-        + ", ".join(f"{phase} {found[phase]} MiB" for phase in ("imports", "model", "sampling", "update"))
+        + ", ".join(f"{phase} {mib} MiB" for phase, mib in found["peak_mib"].items())
     )
     return found
 

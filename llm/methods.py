@@ -457,6 +457,11 @@ _USED: dict[str, frozenset[str]] = {
 """The options of `MethodConfig` that a method looks at."""
 
 
+def asks_the_model(config: MethodConfig) -> bool:
+    """Whether a model is asked about whole responses, which takes room beyond them."""
+    return config.method == "srpo" and config.localizer in ("self", "frozen", "trained")
+
+
 def _check_used(config: MethodConfig) -> None:
     """An option that the method does not look at must be left at its default: it would be ignored without a word."""
     used = _USED[config.method] | {"method"}

@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm.config import ConfigError
+from llm.methods import asks_the_model
 
 __all__ = ["Plan", "cache_bytes", "count_parameters", "load_architecture", "make_plan"]
 
@@ -103,7 +104,6 @@ def make_plan(
     architecture = load_architecture(place)
     parameters, trained = count_parameters(architecture, config.lora_rank if config.lora else None)
     length = prompt_tokens + config.max_tokens
-    asks = config.method == "srpo" and config.localizer in ("self", "frozen", "trained")  # about a whole response
     local_rows = config.prompts * rows_per_prompt // processes
     weights = (parameters - trained * config.lora) * _BYTES[config.dtype] + 4 * trained * config.lora
     return Plan(
@@ -114,7 +114,10 @@ def make_plan(
         cache=0  # vLLM's memory is a share of the GPU that is set aside, or another machine's
         if config.backend == "vllm"
         else cache_bytes(
-            architecture, min(config.sample_rows, local_rows), length + asks * config.localize_tokens, config.dtype
+            architecture,
+            min(config.sample_rows, local_rows),
+            length + asks_the_model(config) * config.localize_tokens,
+            config.dtype,
         ),
         activations=_activation_bytes(
             architecture, min(config.micro_rows, local_rows), length, config.dtype, config.gradient_checkpointing

@@ -91,6 +91,8 @@ def _check(config: SFTConfig) -> Path:
     for name in ("model", "tasks", "output"):
         if not getattr(config, name):
             raise ConfigError(f"give --{name}; see python -m llm.sft --help")
+    if torch.cuda.device_count() > 1:
+        raise ConfigError("llm.sft trains on one GPU: set CUDA_VISIBLE_DEVICES=0")
     for name in ("updates", "batch", "micro_rows", "lora_rank", "max_tokens", "localize_tokens"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -193,9 +195,7 @@ class _Bar(TrainerCallback):
 
 
 def _train(config: SFTConfig, model: Any, pad_id: int, rows: list[Row], out: Path) -> list[float]:
-    """Train in place; returns the mean loss of each update. Raises ConfigError where it would be on several GPUs."""
-    if torch.cuda.device_count() > 1:
-        raise ConfigError("llm.sft trains on one GPU: set CUDA_VISIBLE_DEVICES=0")
+    """Train in place; returns the mean loss of each update."""
     args = TrainingArguments(
         output_dir=str(out),
         max_steps=config.updates,

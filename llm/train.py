@@ -33,7 +33,7 @@ from llm.config import ConfigError, option, run_command
 from llm.first_errors import Measuring
 from llm.generate import Sampling
 from llm.measure import counts, measured
-from llm.methods import MethodConfig, build_method
+from llm.methods import MethodConfig, asks_the_model, build_method
 from llm.objective import TrainingMethod
 from llm.plan import make_plan
 from llm.plots import training_figure
@@ -412,7 +412,7 @@ def _dry_run(config: TrainConfig) -> dict[str, Any]:
     if config.backend == "vllm":
         print(f"sampling    {describe(config)}")
     print("\n".join(plan.lines()))
-    if config.method == "srpo" and config.localizer in ("self", "frozen", "trained"):
+    if asks_the_model(config):
         print(f"            and of at most {config.localize_tokens} tokens for each localisation answer")
     return asdict(plan)
 

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from training import SMALL
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from benchmarks.memory import MemoryConfig
+from benchmarks.memory import main as memory
 from llm.config import config_from_args
 from llm.plan import cache_bytes, count_parameters, load_architecture, make_plan
 from llm.setup import TINY
@@ -82,3 +84,12 @@ def test_a_kept_initial_model_doubles_the_weights_unless_there_is_an_adapter():
         config = TrainConfig(**{**SMALL, "lora": lora})
         alone, beside = (make_plan(config, str(TINY), 8, 64, 1, reference) for reference in (False, True))
         assert beside.weights == times * alone.weights
+
+
+def test_the_memory_benchmark_trains_on_every_row_of_the_greatest_length(tmp_path: Path):
+    config = {**SMALL, "method": "grpo", "stand_in": True, "results": str(tmp_path / "memory.json")}
+    found = memory(MemoryConfig(**config))
+    longest = MemoryConfig(**config).max_tokens
+    assert found["mean_tokens"] == longest
+    assert found["rows_with_an_advantage"] == found["responses"] == 8 * SMALL["prompts"]
+    assert list(found["peak_mib"].values()) == sorted(found["peak_mib"].values())

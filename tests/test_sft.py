@@ -172,3 +172,10 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not empty"):
         main(SFTConfig(**FAST, output=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_several_gpus_are_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
+        main(SFTConfig(model="tiny", output=str(tmp_path / "out"), tasks="chains_words"))
+    assert not list(tmp_path.iterdir())

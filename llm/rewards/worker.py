@@ -81,16 +81,16 @@ class WorkerPool:
         """One reply; waits while all workers are busy. Raises WorkerError if none can be started."""
         worker = self._idle.get()
         try:
-            if worker is not None and worker.owner != os.getpid():
-                worker = None
-            for made in (worker is None, True):  # one that was lost between two calls is no fault of the request
-                worker = worker or _Worker(self.function, self.cpu_s, self.memory_bytes)
+            if worker is not None and worker.owner == os.getpid():
                 if (reply := worker.call(request)) is not None:
                     return reply
-                worker.close()
-                worker = None
-                if made:
-                    break
+                worker.close()  # perhaps it was lost before this request: ask a new one
+            worker = None
+            worker = _Worker(self.function, self.cpu_s, self.memory_bytes)
+            if (reply := worker.call(request)) is not None:
+                return reply
+            worker.close()
+            worker = None
             return Reply("crashed", "the worker was lost")
         finally:
             self._idle.put(worker)
