@@ -168,7 +168,13 @@ def _check(config: TrainConfig) -> None:
     if config.backend == "transformers" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ConfigError(
             "with FSDP all processes make every pass together, and sampling takes a different number on each: "
-            "use --backend vllm, or DeepSpeed ZeRO-3 or plain data parallelism instead of FSDP"
+            "use --backend vllm, or instead of FSDP plain data parallelism or DeepSpeed (configs/accelerate-zero3.yaml)"
+        )
+    precision = _deepspeed_precision()
+    if precision not in ("no", "bf16" if config.dtype == "bfloat16" else "no"):
+        raise ConfigError(
+            f"DeepSpeed would train in {precision} what is sampled in {config.dtype}: give accelerate "
+            "mixed_precision no, or bf16 with --dtype bfloat16"
         )
     loggers = ("none", *get_available_reporting_integrations())
     if config.report_to not in loggers:
@@ -180,6 +186,12 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError("--resume needs --output, the folder of the run to go on with")
     if _processes() > 1 and not config.output:
         raise ConfigError("several processes need --output, so that all of them use one run folder")
+
+
+def _deepspeed_precision() -> str:
+    """The mixed precision that accelerate was told to give DeepSpeed, ``no`` without DeepSpeed."""
+    used = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if used else "no"
 
 
 def _processes() -> int:
@@ -239,7 +251,7 @@ def _trainer_args(config: TrainConfig, total: int, run: RunFolder) -> GRPOConfig
         shuffle_dataset=False,
         remove_unused_columns=False,
         disable_tqdm=True,
-        bf16=False,
+        bf16=_deepspeed_precision() == "bf16",  # the two have to agree; else the weights' own type is the precision
         gradient_checkpointing=config.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
         ddp_timeout=_PATIENCE,
@@ -483,13 +495,16 @@ def _train(
         _save_model(trainer, world.tokenizer, run)
     after = _measure(trainer, world, held_out, config.seed) if held_out else None
     memory = gather_object([_peak_memory()])
-    if not trainer.accelerator.is_main_process:
-        return {}
-    result = _result(config, run, before, after, {name: max(m[name] for m in memory) for name in memory[0]})
-    with _writing(run):
-        run.write_json("result.json", result)
-        training_figure(run.rows("metrics.jsonl"), result, run.file("figure.png"))
-    _print_result(result, run)
+    result: dict[str, Any] = {}
+    if trainer.accelerator.is_main_process:
+        result = _result(config, run, before, after, {name: max(m[name] for m in memory) for name in memory[0]})
+        with _writing(run):
+            run.write_json("result.json", result)
+            training_figure(run.rows("metrics.jsonl"), result, run.file("figure.png"))
+        _print_result(result, run)
+    if _processes() > 1:  # a process that ends before the others, its threads still connected, can take them with it
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
     return result
 
 

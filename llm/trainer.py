@@ -54,6 +54,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
@@ -147,8 +148,13 @@ class ResetTrainer(GRPOTrainer):
         if self._reset_reference is not None:
             self._reset_reference.to(self.accelerator.device)
             add_fused_lm_head(self._reset_reference, temperature=self.temperature)
+            if is_deepspeed_zero3_enabled():
+                _say_whole(self._reset_reference)
             if isinstance(backend, TransformersBackend):
                 backend.initial = self._reset_reference
+        if self.is_deepspeed_enabled:  # or stage 3 would write shards, which nothing but DeepSpeed reads
+            plugin = self.accelerator.state.deepspeed_plugin
+            plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
         if isinstance(backend, VLLMBackend):
             backend.engine = engine_of(self.vllm_generation)
@@ -296,7 +302,7 @@ class ResetTrainer(GRPOTrainer):
 
     def check_weights(self) -> None:
         """Raise RunError where a trained weight is not finite, on every process: such weights are never saved."""
-        finite = all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad)
+        finite = all(bool(_own_part(p).isfinite().all()) for p in self.model.parameters() if p.requires_grad)
         if not all(gather_object([finite])):
             raise RunError(f"the weights became infinite or not a number {self._advice()}")
 
@@ -390,6 +396,19 @@ def kl_to_go(log_ratio: torch.Tensor) -> torch.Tensor:
     So subtracting beta kl_to_go from the advantages of sampled responses is a penalty beta KL. It is 0 at pi = ref.
     """
     return log_ratio.flip(1).cumsum(1).flip(1)
+
+
+def _say_whole(model: torch.nn.Module) -> None:
+    """Tell TRL's head, which gathers what ZeRO-3 has sharded, that every process holds all of this model."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    for weight in model.parameters():
+        weight.ds_status = ZeroParamStatus.AVAILABLE  # type: ignore[attr-defined]
+
+
+def _own_part(weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a weight: its shard under ZeRO-3, where the weight itself is empty between passes."""
+    return getattr(weight, "ds_tensor", weight)
 
 
 def _sampled_at(row: Row) -> list[float]:

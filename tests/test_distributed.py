@@ -5,8 +5,10 @@ With `updates` > 1 they do not: TRL shuffles the rows of a batch on each process
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -95,3 +97,29 @@ def test_two_processes_that_were_killed_resume_to_the_same_bits(two_processes: P
     _train(LAUNCH, killed, "--resume")
     for file in ("metrics.jsonl", "model/model.safetensors"):
         assert (two_processes / file).read_bytes() == (killed / file).read_bytes()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_zero_3_trains_the_same_model_and_writes_it_whole(
+    two_processes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not in the extra `test`: on a CPU it compiles its collectives first, which takes two minutes."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    zero = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate-zero3.yaml"]
+    _train(zero, tmp_path / "zero")
+    for plain, sharded in zip(_rows(two_processes), _rows(tmp_path / "zero"), strict=True):
+        assert {n: plain[n] for n in ("accuracy", "tokens", "cuts")} == {
+            n: sharded[n] for n in ("accuracy", "tokens", "cuts")
+        }
+        np.testing.assert_allclose(sharded["grad_norm"], plain["grad_norm"], rtol=1e-4)
+    weights = [load_file(run / "model/model.safetensors") for run in (two_processes, tmp_path / "zero")]
+    assert weights[0].keys() == weights[1].keys()
+    assert np.mean([np.abs(weights[0][n] - weights[1][n]).mean() for n in weights[0]]) < 1e-7
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "zero", resumed)
+    shutil.rmtree(resumed / "checkpoints/checkpoint-4")
+    (resumed / "result.json").unlink()
+    _train(zero, resumed, "--resume")
+    for file in ("metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "zero" / file).read_bytes() == (resumed / file).read_bytes()

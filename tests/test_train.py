@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training import SMALL
+from training import SMALL, tiny_trainer
 from trl import GRPOTrainer
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args
@@ -253,6 +253,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_check
         main(replace(config, resume=True))
 
 
+def test_weights_that_deepspeed_has_sharded_are_checked_by_their_shards(tmp_path: Path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.check_weights()
+    next(trainer.model.parameters()).ds_tensor = torch.tensor([1.0, torch.nan])
+    with pytest.raises(RunError, match="the weights became infinite or not a number"):
+        trainer.check_weights()
+
+
 def test_the_progress_bar_shows_rewards_cuts_and_speed_and_the_samples_can_be_read(tmp_path: Path, capsys):
     main(TrainConfig(**SMALL, method="oracle-srpo", output=str(tmp_path / "run")))
     bar = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
@@ -304,6 +312,13 @@ def test_metrics_go_to_tensorboard_and_an_unknown_logger_is_one_line(tmp_path: P
 def test_sharding_the_model_over_processes_that_sample_by_themselves_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match=r"with FSDP .* use --backend vllm"):
+        main(TrainConfig(**SMALL))
+
+
+def test_deepspeed_trains_in_the_precision_that_is_sampled_in(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError, match="DeepSpeed would train in bf16 what is sampled in float32"):
         main(TrainConfig(**SMALL))
 
 
