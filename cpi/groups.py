@@ -233,8 +233,8 @@ class FirstFailure:
     Each reset group of a round has a seed of its own, so R of them ask for the first R failures (where attempts run out
     before, the failures found are used in turn); with ``share_seed`` all of them re-enter the first one. The base group
     is the first `num_base` of the other rollouts, so it is *not* iid: see `cpi.bounds.base_group_mean` for its upward
-    bias. A prompt costs one rollout a seed more than it has slots. Attempts stop at as many rollouts as the prompt has
-    slots.
+    bias. A prompt costs at least one rollout a seed more than it has slots, and more where the failure comes late: then
+    successes beyond the base group are thrown away too. Attempts stop at as many rollouts as the prompt has slots.
     """
 
     share_seed: bool = False

@@ -1,9 +1,9 @@
 """``python -m llm.account RUN [RUN ...]``: what runs cost, side by side (the paper's tables 7 and 8).
 
 Everything sampled is counted: rollouts that were thrown away (the seed of Algorithm 2 is), the tokens of localisation
-answers, and the localiser's own rollouts where it has any. The paper's table counts neither of these. Seconds are wall
-clock of whole steps, sampling and update together, without what measuring first errors took; tokens per second are all
-sampled tokens over these seconds.
+answers, and the localiser's own rollouts where it has any; only what vLLM draws beyond a stop and drops is not. The
+paper's table counts neither of these. Seconds are wall clock of whole steps, sampling and update together, without what
+measuring first errors took; tokens per second are all sampled tokens over these seconds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from llm.config import ConfigError, option, run_command
 from llm.paper import TABLES
-from llm.runs import RunFolder
+from llm.runs import RunFolder, read_config
 
 __all__ = ["AccountConfig", "account", "main", "paper_accounts"]
 
@@ -46,7 +45,7 @@ def account(run: RunFolder) -> dict[str, Any]:
     times = [timed[row["step"]] for row in rows]
     if not rows or not run.file("config.yaml").is_file():
         raise ConfigError(f"{run.path} is no run of llm.train with at least one step; give its folder")
-    config = yaml.safe_load(run.file("config.yaml").read_text(encoding="utf-8"))
+    config = read_config(run.path)
     total = {name: float(sum(row[name] for row in rows)) for name in _SUMS}
     seconds = float(sum(row["seconds"] for row in times))
     all_tokens = total["tokens"] + total["localisation_tokens"] + total["localiser_tokens"]

@@ -45,11 +45,11 @@ from llm.config import USER_ERRORS, ConfigError, config_from_args, listing, mapp
 from llm.curves import AXES, HELD_OUT, Run, budgets, contrast, curve_of, held, held_out_of, mean_over, summarise
 from llm.evaluations import compare_folders, print_comparison, write_comparison
 from llm.report import over_warm_starts, shown, way, write_report
-from llm.runs import RunFolder, alone_in, file_digest, new_folder, open_run, versions
+from llm.runs import RunFolder, alone_in, file_digest, new_folder, open_run, read_config, versions, weight_files
 from llm.setup import resolve_model
 from llm.tiny.__main__ import TinyConfig
 from llm.tiny.__main__ import main as make_warm_start
-from llm.train import TrainConfig
+from llm.train import TrainConfig, check_method
 from llm.train import main as train
 
 __all__ = ["Cell", "CompareConfig", "command", "main", "plan"]
@@ -187,7 +187,9 @@ def _check(config: CompareConfig) -> None:
     for name in (*config.checkpoints, *config.dials, *config.variants):
         if not _NAME.fullmatch(str(name)):
             raise ConfigError(f"the name {name!r} becomes a folder; use letters, digits and . + - _ only")
-    for options in (config.common, *config.variants.values()):
+    for name, options in {"common": config.common, **config.variants}.items():
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"{name} must be a mapping of options of llm.train, such as {{method: grpo}}")
         for name in options:
             if name in _SET_BY_THE_PLAN:
                 raise ConfigError(f"{name} is set for each cell by the comparison; leave it out of common and variants")
@@ -196,19 +198,29 @@ def _check(config: CompareConfig) -> None:
         _check_part(config, where, part)
     _check_seeds(config)
     _check_contrasts(config)
-    for cell in [*plan(config, {}), *(c for cells in _tuning_cells(config).values() for c in cells)]:
-        _ = cell.config  # its options are those of llm.train
     for checkpoint, model in config.checkpoints.items():
         if not _WARM.fullmatch(str(model)):
             resolve_model(_model(config, checkpoint))
+    cells = [*plan(config, {}), *(c for cells in _tuning_cells(config).values() for c in cells)]
+    asked = {(cell.dial, cell.variant, cell.config.learning_rate): cell for cell in cells}
+    for cell in asked.values():
+        try:
+            check_method(cell.config)
+        except ValueError as error:
+            raise ConfigError(f"{cell.variant} on {cell.dial}: {error}") from error
 
 
 def _check_part(config: CompareConfig, where: str, part: Mapping[str, Any]) -> None:
     needed = ("dial", "learning_rates", "seeds") if where == "tune" else ("dials", "variants", "seeds")
     if not isinstance(part, Mapping) or sorted(part) != sorted(needed):
         raise ConfigError(f"{where} must hold {', '.join(needed)}")
-    if not isinstance(part["seeds"], Mapping):
+    seeds = part["seeds"]
+    if not isinstance(seeds, Mapping) or not seeds or not all(_is_list(own, int) for own in seeds.values()):
         raise ConfigError(f"seeds of {where} must be a mapping from checkpoints to lists, such as {{base: [0, 1]}}")
+    for name in ("dials", "variants", "learning_rates"):
+        wanted = (str, int, float) if name == "learning_rates" else (str,)  # YAML reads 1e-4 as text
+        if name in part and not _is_list(part[name], *wanted):
+            raise ConfigError(f"{name} of {where} must be a list that is not empty, got {part[name]!r}")
     named = {
         "dials": [part["dial"]] if where == "tune" else part["dials"],
         "variants": part.get("variants", ()),
@@ -219,6 +231,11 @@ def _check_part(config: CompareConfig, where: str, part: Mapping[str, Any]) -> N
             if name not in getattr(config, group):
                 known = ", ".join(map(str, getattr(config, group)))
                 raise ConfigError(f"{where} names {name!r}, which is not among the {group}: {known}")
+
+
+def _is_list(value: Any, *kinds: type) -> bool:
+    """A list of one or more of a kind; truth values are no numbers."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, kinds) and v is not True for v in value)
 
 
 def _check_seeds(config: CompareConfig) -> None:
@@ -233,6 +250,8 @@ def _check_seeds(config: CompareConfig) -> None:
 def _check_contrasts(config: CompareConfig) -> None:
     used = _used_variants(config)
     for question, pairs in config.contrasts.items():
+        if not _is_list(pairs, list):
+            raise ConfigError(f"contrast {question!r} must be a list of pairs, such as [[srpo, grpo]]")
         for pair in pairs:
             if not isinstance(pair, list) or len(pair) != 2 or any(name not in used for name in pair):
                 raise ConfigError(f"contrast {pair!r} of {question!r} must be two variants of the studies")
@@ -297,7 +316,7 @@ def _weight_files(config: CompareConfig) -> dict[str, list[Path]]:
     """By warm start the files of its weights: none for a model of the hub, or one that is not made yet."""
     made = {name: bool(_WARM.fullmatch(str(model))) for name, model in config.checkpoints.items()}
     places = {name: _model(config, name) if made[name] else resolve_model(_model(config, name)) for name in made}
-    return {name: sorted(Path(place).glob("*.safetensors")) for name, place in places.items()}
+    return {name: weight_files(place) for name, place in places.items()}
 
 
 class _Workers:
@@ -335,11 +354,20 @@ def _workers(jobs: int) -> Iterator[_Workers]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_cells(workers: _Workers, title: str, cells: Sequence[Cell]) -> None:
-    open_cells = [cell for cell in cells if not _is_finished(cell)]
+def _check_begun(cells: Sequence[Cell]) -> None:
+    """Raises ConfigError where a cell that was begun, or is finished, was another run or began with other weights."""
     for cell in cells:
         if cell.folder.file("config.yaml").is_file():
-            open_run(cell.config, cell.folder.path, resume=True)  # raises where it was another run
+            try:
+                open_run(cell.config, cell.folder.path, resume=True, weights=weight_files(cell.config.model))
+            except ConfigError as error:  # which names the cell's config, and the comparison's is to be changed
+                what, other, _ = str(error).partition("; resume with")
+                way_out = "; change the comparison's config back, or give another --output" if other else ""
+                raise ConfigError(what + way_out) from error
+
+
+def _run_cells(workers: _Workers, title: str, cells: Sequence[Cell]) -> None:
+    open_cells = [cell for cell in cells if not _is_finished(cell)]
     workers.run(title, [(_run_cell, (c,), c.folder.path.with_name(c.folder.path.name + ".log")) for c in open_cells])
 
 
@@ -363,13 +391,16 @@ def _as_run(cell: Cell) -> Run:
 
 
 def _tune(workers: _Workers, config: CompareConfig) -> dict[str, dict[str, float]]:
-    """By variant and learning rate the mean accuracy up to the common token budget, over the tuning units."""
+    """By variant and learning rate the mean accuracy up to a token budget, over the tuning units.
+
+    The budget is the variant's own, the same for all of its rates: no other variant has a say in which is chosen.
+    """
     grid = _tuning_cells(config)
     _run_cells(workers, "tuning", [cell for cells in grid.values() for cell in cells])
     runs = {key: [_as_run(cell) for cell in cells] for key, cells in grid.items()}
-    budget = budgets(run for group in runs.values() for run in group)["tokens"] if runs else 0.0
     scores: dict[str, dict[str, float]] = {}
     for (variant, rate), group in runs.items():
+        budget = budgets(run for (name, _), own in runs.items() if name == variant for run in own)["tokens"]
         areas = [mean_over(*held(run.curve, "tokens", budget), 0.0, budget) for run in group]
         scores.setdefault(variant, {})[f"{rate:g}"] = float(np.mean(areas))
     return scores
@@ -382,8 +413,6 @@ def main(config: CompareConfig) -> dict[str, Any]:
     _check(config)
     folder = _open(config)
     with alone_in(folder.path):
-        if config.resume:  # methods, seeds and tasks may have been added
-            folder.file("config.yaml").write_text(to_yaml(config), encoding="utf-8")
         return _compare(config, folder)
 
 
@@ -391,9 +420,12 @@ def _compare(config: CompareConfig, folder: RunFolder) -> dict[str, Any]:
     clock = time.perf_counter()
     with _workers(_jobs(config)) as workers:
         _make_warm_starts(workers, config)
+        _check_begun([cell for cells in _tuning_cells(config).values() for cell in cells])
         tuning = _tune(workers, config)
         chosen = {variant: float(max(scores, key=lambda rate: scores[rate])) for variant, scores in tuning.items()}
         cells = plan(config, chosen)
+        _check_begun(cells)
+        folder.file("config.yaml").write_text(to_yaml(config), encoding="utf-8")  # more may have been asked for
         _run_cells(workers, "cells", cells)
     result = _result(config, cells, tuning, time.perf_counter() - clock)
     folder.write_json("result.json", result)
@@ -419,8 +451,8 @@ def _open(config: CompareConfig) -> RunFolder:
     folder = Path(config.output)
     if not config.resume:
         return open_run(config, folder, resume=False)
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} holds no comparison to resume; leave --resume out to start one")
+    if not (folder / "config.yaml").is_file() or "studies" not in read_config(folder):
+        raise ConfigError(f"{folder} holds no comparison to resume; leave --resume out to start one, in a new --output")
     return RunFolder(folder)
 
 

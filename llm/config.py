@@ -115,7 +115,7 @@ def _read_yaml(cls: type, path: str) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}; give the path of a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {place}") from error
     if not isinstance(loaded or {}, dict):

@@ -11,9 +11,13 @@ three axes:
 A budget on an axis is the least of what the compared methods cost, each by its median run; between its points a curve
 is read by linear interpolation. A run that spent less (its policy may have collapsed to short responses) is held, from
 its end on, at the mean of its last `WINDOW` steps: a budget of the cheapest run would let one collapsed run decide how
-much of all others is looked at. The noise of single steps is left in: means over a curve need no smoothing. Only the
-first point that reaches a target would be biased by it, and is therefore read from a moving average; it counts if it is
-within the budget, beyond which the curves of dearer methods go on.
+much of all others is looked at. So all methods of a dial are read up to one budget: a dearer method is not read to its
+end, and in other company a method may be read up to another point. ``cheapest`` says whose budget it is, and the curves
+are kept beside the values, to be read up to any other.
+
+The noise of single steps is left in: means over a curve need no smoothing. Only the first point that reaches a target
+would be biased by it, and is therefore read from a moving average; it counts if it is within the budget, beyond which
+the curves of dearer methods go on.
 
 A unit is a pair (warm start, seed). Methods are compared on the units that both have run, with a bootstrap over units.
 Seeds of one warm start share its weaknesses, so where there are several warm starts there is a second interval, over
@@ -48,6 +52,7 @@ __all__ = [
     "held_out_of",
     "mean_over",
     "reach",
+    "spendings",
     "summarise",
 ]
 
@@ -159,15 +164,20 @@ def reach(x_S: Array, y_S: Array, target: float) -> float | None:
     return float(x_S[s - 1] + share * (x_S[s] - x_S[s - 1]))
 
 
-def budgets(runs: Iterable[Run]) -> dict[str, float]:
-    """On each axis what the cheapest method has spent by the last measured point of its median run."""
+def spendings(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """By axis and method what its median run has spent by its last measured point."""
     by_variant: dict[str, list[Curve]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, []).append(run.curve)
     return {
-        axis: min(float(np.median([c.spent[axis][-1] for c in curves])) for curves in by_variant.values())
+        axis: {name: float(np.median([c.spent[axis][-1] for c in curves])) for name, curves in by_variant.items()}
         for axis in AXES
     }
+
+
+def budgets(runs: Iterable[Run]) -> dict[str, float]:
+    """On each axis what the cheapest method has spent by the last measured point of its median run."""
+    return {axis: min(spent.values()) for axis, spent in spendings(runs).items()}
 
 
 def held(curve: Curve, axis: str, end: float) -> tuple[Array, Array]:
@@ -195,7 +205,7 @@ def _values(run: Run, budget: Mapping[str, float], target: float) -> dict[str, d
 
 
 def summarise(runs: Sequence[Run], target: float) -> dict[str, Any]:
-    """All of one dial: the budgets, every run's values, and by method their means with bootstrap intervals."""
+    """All of one dial: the budgets and whose they are, every run's values and curve, and by method their means."""
     budget = budgets(runs)
     cells = [
         {
@@ -206,13 +216,15 @@ def summarise(runs: Sequence[Run], target: float) -> dict[str, Any]:
             "means": dict(run.curve.means),
             "held_out": run.held_out,
             "total": {axis: float(run.curve.spent[axis][-1]) for axis in AXES},
+            "curve": {"accuracy": run.curve.accuracy_S.tolist()} | {a: run.curve.spent[a].tolist() for a in AXES[1:]},
         }
         for run in runs
     ]
     names = list(dict.fromkeys(run.variant for run in runs))
     own = {name: [c for c in cells if c["variant"] == name] for name in names}
     variants = {name: _variant(mine) for name, mine in own.items()}
-    return {"budget": budget, "target": target, "variants": variants, "cells": cells}
+    cheapest = {axis: min(spent, key=spent.__getitem__) for axis, spent in spendings(runs).items()}
+    return {"budget": budget, "cheapest": cheapest, "target": target, "variants": variants, "cells": cells}
 
 
 def _variant(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

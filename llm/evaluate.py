@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -35,8 +34,8 @@ from cpi.groups import Phase
 from llm.config import ConfigError, option, run_command
 from llm.generate import Sampling
 from llm.paper import paper_numbers
-from llm.runs import RunFolder, alone_in, default_folder, open_run, versions
-from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model
+from llm.runs import RunFolder, alone_in, default_folder, open_run, read_config, versions, weight_files
+from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model, resolve_model
 from llm.statistics import Interval, mean_score, pass_at_k, wilson
 from llm.tasks import BENCHMARKS, load_task, refuse_overlap
 from llm.tasks.base import Problem, Task, TaskError
@@ -109,6 +108,12 @@ class Subject:
         """The style asked for; `auto` is that of the run."""
         return str(self.run.get("prompt_style", asked)) if self.run and asked == "auto" else asked
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """What is loaded, as far as it lies in folders here."""
+        base = resolve_model(self.base) if self.base == "tiny" else self.base
+        return weight_files(base) + (weight_files(self.adapter) if self.adapter else [])
+
     def length(self, name: str) -> int:
         return int(self.run[name]) if self.run else _PAPER_LENGTHS[name]
 
@@ -119,7 +124,9 @@ def find_subject(model: str) -> Subject:
     trained = folder / "model"
     run = None
     if (folder / "config.yaml").is_file():
-        run = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        run = read_config(folder)
+        if "task" not in run or "localizers" in run:  # an evaluation's, a comparison's or a measurement's
+            raise ConfigError(f"{model} is no training run; give the folder of one, or of a model")
         if not trained.is_dir():
             raise ConfigError(f"{model} is a run without a trained model; finish it with llm.train --resume first")
         folder = trained
@@ -300,7 +307,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         _fit(config, subject, worlds[spec], problems[spec])
 
     stem = f"evaluate-{Path(config.model).name}"
-    run = open_run(config, Path(config.output) if config.output else default_folder(stem), config.resume)
+    output = Path(config.output) if config.output else default_folder(stem)
+    run = open_run(config, output, config.resume, subject.weight_files)
     with alone_in(run.path):
         done = _done(run, config, {spec: len(ps) for spec, ps in problems.items()})
         for spec in specs:

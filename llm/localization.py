@@ -364,7 +364,7 @@ def main(config: LocalizationConfig) -> dict[str, Any]:
     problems = task.problems("eval", n, config.seed)
     world = _world(config, subject, problems)
     folder = Path(config.output) if config.output else default_folder(f"localization-{Path(config.model).name}")
-    run = open_run(config, folder, config.resume)
+    run = open_run(config, folder, config.resume, subject.weight_files)
     with alone_in(run.path):
         done = {batch["start"] for batch in _done(run, config)}
         with tqdm(total=n, desc="localization", unit="problem", initial=min(n, len(done) * config.batch)) as bar:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from cpi.draws import DrawKey
-from cpi.groups import Phase
+from cpi.groups import Phase, failed
 from cpi.resets import Cost, ResetSampler
 from llm.generate import Backend, NoStop, Request, Sampled, ThoughtSimulator
 from llm.tasks.base import Task
@@ -180,11 +180,12 @@ class OracleLocalizer:
 class ValueLocalizer:
     """Monte Carlo values: cut before the thought after which no continuation has succeeded.
 
-    V_k is the mean outcome of `continuations` rollouts from the first k thoughts. The cut is the largest k with
-    V_k > 0, so success has been seen from the prefix kept: on a task where errors cannot be undone the cut is never
-    late, and it is early only where the rollouts from a good prefix all failed. If all of them failed there is nothing
-    to tell and no reset ("no_success"); other answers count as "success". Each seed of n thoughts costs
-    n * continuations rollouts, which the account holds. Samplers of different `stream` (0 or 1) draw independently.
+    V_k is the share of `continuations` rollouts from the first k thoughts that get full marks: a part of them, which
+    some tasks give to wrong answers, is no success. The cut is the largest k with V_k > 0, so success has been seen
+    from the prefix kept: on a task where errors cannot be undone the cut is never late, and it is early only where the
+    rollouts from a good prefix all failed. If all of them failed there is nothing to tell and no reset ("no_success");
+    other answers count as "success". Each seed of n thoughts costs n * continuations rollouts, which the account holds.
+    Samplers of different `stream` (0 or 1) draw independently.
     """
 
     simulator: ThoughtSimulator
@@ -199,6 +200,7 @@ class ValueLocalizer:
             [(e, k) for e in episodes for k in range(e.num_decisions)],
             self.continuations,
             stream=self.stream,
+            worth=lambda rollout: float(not failed(rollout)),
         )
         self.spent.rollouts += len(found.rollouts)
         self.spent.tokens += found.tokens

@@ -48,6 +48,7 @@ __all__ = [
     "spo_tree",
     "srpo",
     "tree_rpo",
+    "values_from_rollouts",
     "vineppo",
 ]
 
@@ -239,6 +240,8 @@ def _algorithm_2(config: MethodConfig, sampler: ResetSampler) -> Method:
     split = _in_rounds(parse_split(config.split), config)
     if not split.reset:
         raise ConfigError(f"method {config.method} needs a reset group: give a split such as 4/4, not {config.split}")
+    if config.share_seed and len(split.reset) < 2:
+        raise ConfigError(f"share_seed is for two or more reset groups: give a split such as 4/2+2, not {config.split}")
     if not split.base and config.seed_policy != "first-failure":
         raise ConfigError(
             f"seed policy {config.seed_policy} takes its seed from a base group: give a split such as 4/4, "
@@ -455,11 +458,23 @@ _USED: dict[str, frozenset[str]] = {
     "score": frozenset({"split", "score_stage1_steps", "score_beta1", "score_beta2"}),
 }
 """The options of `MethodConfig` that a method looks at."""
+_LOCALIZERS_OF = {
+    "noise_exact": ("noisy",),
+    "noise_shift": ("noisy",),
+    "answers": ("self", "frozen", "trained"),
+    "continuations": ("value",),
+}
+"""The localizers of srpo that look at an option."""
 
 
 def asks_the_model(config: MethodConfig) -> bool:
     """Whether a model is asked about whole responses, which takes room beyond them."""
     return config.method == "srpo" and config.localizer in ("self", "frozen", "trained")
+
+
+def values_from_rollouts(config: MethodConfig) -> bool:
+    """Whether values are estimated by sampling from many prefixes at once."""
+    return config.method in ("vineppo", "spo-chain") or (config.method == "srpo" and config.localizer == "value")
 
 
 def _check_used(config: MethodConfig) -> None:
@@ -470,6 +485,12 @@ def _check_used(config: MethodConfig) -> None:
             users = ", ".join(method for method, names in _USED.items() if field.name in names)
             flag = "--" + field.name.replace("_", "-")
             raise ConfigError(f"method {config.method} does not use {flag}: leave it out, or take one of {users}")
+    for name, localizers in _LOCALIZERS_OF.items() if config.method == "srpo" else ():
+        if config.localizer not in localizers and getattr(config, name) != getattr(MethodConfig, name):
+            raise ConfigError(
+                f"localizer {config.localizer} does not use --{name.replace('_', '-')}: leave it out, or take "
+                f"{' or '.join(localizers)}"
+            )
 
 
 def build_method(config: MethodConfig, localizers: Localizers) -> TrainingMethod:

@@ -21,7 +21,11 @@ A uniform row accepts everything, so random resets have kappa = 1 and rho = p; a
 rho = its share of hits among its answers, and kappa = its share of hits among all seeds, unanswered ones included. The
 theory's guarantee favours the localiser over random resets where kappa * rho > p.
 
-localiser_exact, localiser_clean and localiser_deviation are of the cuts that were made. (`llm.measure`, before and
+groups_with_signal is the share of groups with an advantage other than 0: where rewards are compared, of groups whose
+rewards differ. VinePPO and the trees compare values of parts of responses, and can have a gradient where it is 0.
+
+localiser_exact, localiser_clean and localiser_deviation are of the cuts that were named, whether or not the prompt fell
+back to plain GRPO because another of its resets had none. (`llm.measure`, before and
 after training, counts an answer that names no cut as a miss.)
 """
 

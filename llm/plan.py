@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm.config import ConfigError
-from llm.methods import asks_the_model
+from llm.methods import asks_the_model, values_from_rollouts
 
 __all__ = ["Plan", "cache_bytes", "count_parameters", "load_architecture", "make_plan"]
 
@@ -47,9 +47,9 @@ class Plan:
         gib = 2.0**30
         return [
             f"parameters  {self.parameters / 1e6:,.1f} M, {self.trained / 1e6:,.1f} M of them trained",
-            f"memory      {self.peak / gib:.2f} GiB a process: weights {self.weights / gib:.2f}, gradients and Adam "
-            f"{self.optimiser / gib:.2f}, then the larger of key-value cache {self.cache / gib:.2f} and activations "
-            f"{self.activations / gib:.2f} (estimate)",
+            f"memory      {self.peak / gib:.2f} GiB a process, without sharding: weights {self.weights / gib:.2f}, "
+            f"gradients and Adam {self.optimiser / gib:.2f}, then the larger of key-value cache {self.cache / gib:.2f} "
+            f"and activations {self.activations / gib:.2f} (estimate)",
             f"rollouts    {self.rollouts:,} are trained on, of at most {self.tokens:,} tokens; discarded attempts and "
             "measurements are extra",
         ]
@@ -95,15 +95,22 @@ def _activation_bytes(architecture: Any, rows: int, length: int, dtype: str, che
 
 
 def make_plan(
-    config: Any, place: str, rows_per_prompt: int, prompt_tokens: int, processes: int, reference: bool = False
+    config: Any,
+    place: str,
+    rows_per_prompt: int,
+    prompt_tokens: int,
+    processes: int,
+    reference: bool = False,
+    revises: bool = False,
 ) -> Plan:
     """The plan of a `TrainConfig` for the model at `place`, with prompts of at most `prompt_tokens` tokens.
 
-    reference: the method keeps the initial model, which without an adapter is a second copy of the weights.
+    reference: the method keeps the initial model, which without an adapter is a second copy of the weights. revises:
+    some of its prompts hold a whole response. Nothing is sharded.
     """
     architecture = load_architecture(place)
     parameters, trained = count_parameters(architecture, config.lora_rank if config.lora else None)
-    length = prompt_tokens + config.max_tokens
+    length = prompt_tokens + config.max_tokens * (1 + revises)
     local_rows = config.prompts * rows_per_prompt // processes
     weights = (parameters - trained * config.lora) * _BYTES[config.dtype] + 4 * trained * config.lora
     return Plan(
@@ -115,7 +122,7 @@ def make_plan(
         if config.backend == "vllm"
         else cache_bytes(
             architecture,
-            min(config.sample_rows, local_rows),
+            config.sample_rows if values_from_rollouts(config) else min(config.sample_rows, local_rows),
             length + asks_the_model(config) * config.localize_tokens,
             config.dtype,
         ),

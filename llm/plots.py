@@ -45,10 +45,10 @@ def training_figure(rows: Sequence[dict[str, Any]], result: dict[str, Any], path
     _curve(right, step, [row.get("localiser_exact") for row in many], "exact", "C2")
     _curve(right, step, [row.get("localiser_clean") for row in many], "clean (not late)", "C4")
     right.set(
-        xlabel="step",
+        xlabel=f"step (those with {_FEWEST_RESETS} resets or more)",
         ylabel="share of resets",
         ylim=(-0.03, 1.03),
-        title=f"reset against true first error (steps with >= {_FEWEST_RESETS})",
+        title="where the resets cut, against the true first error",
     )
     right.set_xlim(left.get_xlim())
     if right.has_data():

@@ -77,11 +77,12 @@ def _head(result: Mapping[str, Any]) -> str:
         "<p>A unit is a pair of warm start and seed. <i>Mean accuracy</i> is the area under the learning curve up to "
         "the budget, divided by the budget; <i>accuracy at budget</i> is its mean over the last "
         f"{LATE:.0%} of the budget. The accuracy of a step is measured on the fresh rollouts of the policy before its "
-        "update. The budget is what the median run of the cheapest method spent; a run that ended before it is held at "
+        "update. The budget is what the median run of the cheapest method spent (named with it), so that dearer "
+        "methods are not read to their end; a run that ended before it is held at "
         f"the mean of its last {WINDOW} steps. Tokens count everything generated: trained rollouts, "
         "discarded seeds, localisation answers, and rollouts made to localise; rollouts likewise. Intervals are 95% "
-        "percentile bootstraps over units, paired for differences; with 3 units they hold a mean 73% of the time, "
-        "with 4 79%, with 12 92% (normal values). They are not corrected for the number of "
+        "percentile bootstraps over units, paired for differences; with 3 units they hold a mean 75% of the time, "
+        "with 4 80%, with 12 91% (normal values). They are not corrected for the number of "
         "contrasts, and they take the units of one warm start for independent: they say what other seeds of these warm "
         "starts would show. What other warm starts would is said by the interval <i>over warm starts</i>, Student's of "
         "the means of each; figures show it where there are enough of them. A contrast stands only where both methods "
@@ -94,7 +95,7 @@ def _head(result: Mapping[str, Any]) -> str:
 def _dial_section(
     name: str, dial: Mapping[str, Any], runs: Sequence[Run], colours: Mapping[str, Any], folder: Path
 ) -> str:
-    budget = ", ".join(f"{dial['budget'][axis]:.0f} {axis}" for axis in AXES)
+    budget = ", ".join(f"{dial['budget'][axis]:.0f} {axis} ({dial['cheapest'][axis]})" for axis in AXES)
     out = [f"<h2>{html.escape(name)}: {html.escape(dial['task'])}</h2><p>Budget: {budget}.</p>", _variants_table(dial)]
     if all(found["held_out"] for found in dial["variants"].values()):
         out.append(_held_out_section(dial))

@@ -2,6 +2,7 @@
 
 config.yaml        the full config                      metrics.jsonl   one row a step, free of timings
 versions.json      library versions, device, threads    timing.jsonl    a step's seconds, tokens
+weights.json       digests of the weights begun with
 before.json        measurement before training          rollouts.jsonl  a sample of rollouts a step (also .txt)
 checkpoints/       `checkpoint-N`, resumable            model/          the trained model or adapter
 result.json        before, after, budget                figure.png      learning curve
@@ -15,7 +16,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +27,17 @@ from filelock import FileLock, Timeout
 
 from llm.config import ConfigError, to_yaml
 
-__all__ = ["RunFolder", "alone_in", "default_folder", "file_digest", "new_folder", "open_run", "versions"]
+__all__ = [
+    "RunFolder",
+    "alone_in",
+    "default_folder",
+    "file_digest",
+    "new_folder",
+    "open_run",
+    "read_config",
+    "versions",
+    "weight_files",
+]
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "math-verify", "reasoning-gym")
 
@@ -67,7 +78,13 @@ class RunFolder:
         return self.path / name
 
     def read_json(self, name: str) -> Any | None:
-        return json.loads(self.file(name).read_text(encoding="utf-8")) if self.file(name).is_file() else None
+        return self._parsed(name, self.file(name).read_bytes()) if self.file(name).is_file() else None
+
+    def _parsed(self, name: str, text: bytes) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{self.file(name)} is corrupt ({error}): mend it, or begin again elsewhere") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Written whole or not at all: a killed run leaves no half file."""
@@ -86,8 +103,7 @@ class RunFolder:
         """The rows of a JSONL file; a last line cut off by a kill is dropped."""
         if not self.file(name).is_file():
             return []
-        lines = self.file(name).read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return [self._parsed(name, line) for line in self.file(name).read_bytes().split(b"\n")[:-1]]
 
     def keep_steps(self, step: int) -> None:
         """Drop the rows of steps >= `step` from every JSONL file: those that a resumed run does again."""
@@ -104,12 +120,20 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def weight_files(model: str | Path) -> list[Path]:
+    """The weights in the folder of a model or an adapter; none for a hub id."""
+    return sorted(Path(model).expanduser().glob("*.safetensors"))
+
+
 def new_folder(place: str, option: str, record: str) -> Path:
-    """A new or empty folder for a model, with its empty `record` in it. Raises ConfigError naming the `option`."""
+    """A new or empty folder for a model, with its empty `record` in it. Raises ConfigError naming the `option`.
+
+    A folder in which nothing but an empty record was left counts as empty: what began there wrote nothing.
+    """
     out = Path(place).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
+        if any(file.name != record or file.stat().st_size for file in out.iterdir()):
             raise ConfigError(f"{out} is not empty; give another --{option}, nothing is overwritten")
         (out / record).touch()
     except OSError as error:
@@ -117,20 +141,65 @@ def new_folder(place: str, option: str, record: str) -> Path:
     return out
 
 
-def open_run(config: Any, folder: Path, resume: bool) -> RunFolder:
-    """A fresh folder with the config in it, or an existing one with the same config. Raises ConfigError otherwise."""
-    if resume:
-        _check_same(config, folder)
-        return RunFolder(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists; give another --output, or --resume to go on with that run")
+def open_run(config: Any, folder: Path, resume: bool, weights: Sequence[Path] = ()) -> RunFolder:
+    """A fresh folder with the config in it, or an existing one with the same config. Raises ConfigError otherwise.
+
+    weights: the files that the run starts from, which have to be the same when it is resumed.
+    """
+    run = RunFolder(folder)
+    digests = {f"{file.parent.name}/{file.name}": file_digest(file) for file in weights}
+    if not resume:
+        _begin(config, digests, run)
+        return run
+    longer = _check_same(config, folder)
+    before = run.read_json("weights.json")
+    if before not in (None, digests):
+        raise ConfigError(
+            f"the weights are not those that {folder} began with (its weights.json): put them back, or start a new run"
+        )
+    if longer:
+        with alone_in(folder), _writing_to(folder):
+            _write_config(dataclasses.replace(config, resume=False), folder)
+    return run
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml.part").write_text(to_yaml(config), encoding="utf-8")
-        os.replace(folder / "config.yaml.part", folder / "config.yaml")
+        yield
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}; give another --output") from error
-    return RunFolder(folder)
+
+
+def _begin(config: Any, digests: dict[str, str], run: RunFolder) -> None:
+    folder = run.path
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists; give another --output, or --resume to go on with that run")
+    with _writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        run.write_json("weights.json", digests)
+        _write_config(config, folder)
+
+
+def _write_config(config: Any, folder: Path) -> None:
+    (folder / "config.yaml.part").write_text(to_yaml(config), encoding="utf-8")
+    os.replace(folder / "config.yaml.part", folder / "config.yaml")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.yaml of a run. Raises ConfigError where there is none, or none that can be read."""
+    file = folder / "config.yaml"
+    try:
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} holds no run to resume; give another --output and leave --resume out to start one"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{file} holds no config; start a new run")
+    return saved
 
 
 @contextmanager
@@ -148,17 +217,12 @@ def alone_in(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_same(config: Any, folder: Path) -> None:
-    """A resumed run must be the same run; only its length may grow (the schedule of prompts is extended).
+def _check_same(config: Any, folder: Path) -> bool:
+    """Whether it grows: a resumed run must be the same run, but longer it may be (the schedule of prompts is extended).
 
     A field that a run's config lacks is newer than the run, which did what the default does.
     """
-    try:
-        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} holds no run to resume; give another --output and leave --resume out to start one"
-        ) from error
+    saved = read_config(folder)
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for name, value in dataclasses.asdict(config).items():
         before = saved.get(name, defaults[name])
@@ -170,3 +234,4 @@ def _check_same(config: Any, folder: Path) -> None:
             f"{folder} was run with {name}={before!r}, not {value!r}; resume with the same config "
             f"(--config {folder / 'config.yaml'}), or start a new run"
         )
+    return bool(saved.get("steps") != getattr(config, "steps", None))

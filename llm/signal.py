@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as hf_logging
@@ -20,7 +19,7 @@ from llm.evaluate import find_subject, load_subject
 from llm.generate import Sampling, TransformersBackend
 from llm.methods import build_method
 from llm.plots import signal_figure
-from llm.runs import RunFolder
+from llm.runs import RunFolder, read_config
 from llm.setup import build_world, load_model
 from llm.tasks import load_task
 from llm.token_signal import TokenSignal, roll_signal, summary
@@ -74,7 +73,7 @@ def main(config: SignalConfig) -> dict[str, Any]:
 def _fresh_signal(config: SignalConfig, run: RunFolder) -> list[TokenSignal]:
     """One step's groups of the trained model, by the run's own method, on prompts that it was not trained on."""
     subject = find_subject(str(run.path))
-    trained = TrainConfig(**yaml.safe_load(run.file("config.yaml").read_text(encoding="utf-8")))
+    trained = TrainConfig(**read_config(run.path))
     task = load_task(trained.task)
     problems = task.problems("eval", config.problems, config.seed)
     model, tokenizer = load_subject(subject, trained.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -12,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from llm.methods import MethodConfig, asks_the_model, build_method
 from llm.objective import TrainingMethod
 from llm.plan import make_plan
 from llm.plots import training_figure
-from llm.runs import RunFolder, alone_in, default_folder, open_run, versions
+from llm.runs import RunFolder, alone_in, default_folder, open_run, versions, weight_files
 from llm.setup import PROMPT_STYLES, World, build_world, check_lengths, load_model, resolve_model
 from llm.show import rollout_rows, step_text
 from llm.tasks import load_task
@@ -45,7 +46,7 @@ from llm.tasks.base import Problem, Task
 from llm.trainer import ResetTrainer, RunError, Step, complete_checkpoints, schedule, was_complete
 from llm.vllm_backend import BackendConfig, check_backend, connecting, describe, trl_settings
 
-__all__ = ["TrainConfig", "main"]
+__all__ = ["TrainConfig", "check_method", "main"]
 
 _BUDGET = (
     "rollouts",
@@ -62,6 +63,7 @@ _BUDGET = (
 )
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
 _PATIENCE = 24 * 3600
 """Seconds that processes wait for each other: sampling thousands of tokens a rollout, they are never quite in step."""
 
@@ -147,6 +149,8 @@ def _check(config: TrainConfig) -> None:
         "oracle_seeds",
         "oracle_continuations",
     )
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed must be below 2**32, got {config.seed}")
     for name in positive:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -165,6 +169,7 @@ def _check(config: TrainConfig) -> None:
     if config.vllm_server and not config.vllm_server.startswith(("http://", "https://")):
         raise ConfigError(f"vllm_server must be an address such as http://localhost:8000, got {config.vllm_server!r}")
     check_backend(config, [config.localizer], start=not config.dry_run)
+    _check_idle(config)
     if config.backend == "transformers" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ConfigError(
             "with FSDP all processes make every pass together, and sampling takes a different number on each: "
@@ -186,6 +191,26 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError("--resume needs --output, the folder of the run to go on with")
     if _processes() > 1 and not config.output:
         raise ConfigError("several processes need --output, so that all of them use one run folder")
+
+
+def _check_idle(config: TrainConfig) -> None:
+    """Raises ConfigError for an option that would be ignored without a word."""
+    idle = {
+        "lora_rank": not config.lora and "--lora",
+        "lora_alpha": not config.lora and "--lora",
+        "vllm_server": config.backend != "vllm" and "--backend vllm",
+        "vllm_sleep": config.backend != "vllm" and "--backend vllm",
+        "vllm_correction": config.backend != "vllm" and "--backend vllm",
+        "localize_temperature": config.localizer == "trained"
+        and "another --localizer: trained samples as rollouts are",
+    }
+    defaults = {f.name: f.default for f in fields(config)}
+    for name, missing in idle.items():
+        if missing and getattr(config, name) != defaults[name]:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} does nothing here: leave it out, or give {missing}")
+    if config.lora and config.lora_alpha <= 0:
+        raise ConfigError(f"lora_alpha must be positive, got {config.lora_alpha}: the adapter is scaled by it")
 
 
 def _deepspeed_precision() -> str:
@@ -343,6 +368,16 @@ def _build(config: TrainConfig) -> tuple[World, TrainingMethod, list[Problem], l
     return world, method, problems, held_out
 
 
+def check_method(config: TrainConfig) -> tuple[Task, TrainingMethod]:
+    """Task and method of a config. Raises ConfigError or TaskError for what can be told without its model and data."""
+    _check(config)
+    task = load_task(config.task)
+    _check_oracle(config, task)
+    method = build_method(config, _world(replace(config, prompt_style="bare"), task, "tiny").localizers)
+    _rows_of_an_update(config, method.rows_per_prompt)
+    return task, method
+
+
 def _check_oracle(config: TrainConfig, task: Task) -> None:
     asks = config.method == "oracle-srpo" or config.localizer in ("oracle", "noisy")
     if asks and not task.knows_first_error:
@@ -375,14 +410,14 @@ def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
 
 @contextmanager
 def _writing(run: RunFolder) -> Iterator[None]:
-    """Turns a full disk into one line."""
+    """Turns a full disk, and what else the system or a server refuses meanwhile, into one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
-        raise RunError(
-            f"cannot write to {run.path}: {reason}; free space, then go on with --resume from the last whole checkpoint"
-        ) from error
+        disk = isinstance(error, SafetensorError) or error.errno in _DISK
+        what, way_out = (f"cannot write to {run.path}", "free space, then ") if disk else ("the run stopped", "")
+        raise RunError(f"{what}: {reason}; {way_out}go on with --resume from the last whole checkpoint") from error
 
 
 def _measure(trainer: ResetTrainer, world: World, held_out: list[Problem], seed: int) -> dict[str, Any]:
@@ -409,13 +444,11 @@ def _save_model(trainer: ResetTrainer, tokenizer: PreTrainedTokenizerBase, run: 
 
 def _dry_run(config: TrainConfig) -> dict[str, Any]:
     """The plan of a run from configs alone: no weights of its model are loaded, no data fetched, nothing written."""
-    task = load_task(config.task)
-    _check_oracle(config, task)
-    method = build_method(config, _world(replace(config, prompt_style="bare"), task, "tiny").localizers)
+    task, method = check_method(config)
     rows = method.rows_per_prompt
-    _rows_of_an_update(config, rows)
     model = resolve_model(config.model)
-    plan = make_plan(config, model, rows, config.max_prompt_tokens, _processes(), method.needs_reference)
+    revises = method.remark is not None
+    plan = make_plan(config, model, rows, config.max_prompt_tokens, _processes(), method.needs_reference, revises)
     print(f"method      {config.method} on {task.name}: {config.steps} steps, {config.prompts} prompts x {rows} rows")
     print(
         f"processes   {_processes()}, {torch.cuda.device_count()} GPUs on this machine; several: accelerate launch "
@@ -442,7 +475,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
     world, method, problems, held_out = _build(config)
     stem = f"{config.method}-{config.task.partition(':')[0]}-s{config.seed}"
     folder = Path(config.output) if config.output else default_folder(stem)
-    run = open_run(config, folder, config.resume) if _is_main() else RunFolder(folder)
+    weights = weight_files(resolve_model(config.model))
+    run = open_run(config, folder, config.resume, weights) if _is_main() else RunFolder(folder)
     with alone_in(folder) if _is_main() else nullcontext():
         return _train(config, run, world, method, problems, held_out)
 

@@ -62,6 +62,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cpi.draws import DrawKey
 from cpi.groups import Rollouts
+from llm import token_signal
 from llm.first_errors import FirstErrors, Measuring
 from llm.generate import ThoughtSimulator, TransformersBackend, evaluating
 from llm.metrics import merge, step_metrics, step_sums
@@ -153,8 +154,8 @@ class ResetTrainer(GRPOTrainer):
             if isinstance(backend, TransformersBackend):
                 backend.initial = self._reset_reference
         if self.is_deepspeed_enabled:  # or stage 3 would write shards, which nothing but DeepSpeed reads
-            plugin = self.accelerator.state.deepspeed_plugin
-            plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+            zero = self.accelerator.state.deepspeed_plugin.deepspeed_config.setdefault("zero_optimization", {})
+            zero["stage3_gather_16bit_weights_on_model_save"] = True
         self.remove_callback(PrinterCallback)  # the progress bar and metrics.jsonl are ours
         if isinstance(backend, VLLMBackend):
             backend.engine = engine_of(self.vllm_generation)
@@ -173,7 +174,10 @@ class ResetTrainer(GRPOTrainer):
         outside = self.backend.model
         with (
             unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
@@ -193,6 +197,8 @@ class ResetTrainer(GRPOTrainer):
         advantages = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
         outputs["advantages"] = advantages - self._row_weights("kl") * kl_to_go(log_ratio)
         sums = step_sums(roll.rollouts, roll.advantages, self._reset_first_errors, roll.answers)
+        if getattr(self.method, "length", None) != "own":  # another g than the one that `token_signal` computes
+            sums.update(dict.fromkeys(token_signal.step_sums([], []), 0.0))
         sums["kl"], sums["tied"] = float(log_ratio.sum()), float(sum(row.kl > 0 for row in roll.rows))
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}
         if mismatch := self._metrics["train"].get("sampling/sampling_logp_difference/mean"):
@@ -428,7 +434,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def complete_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
     """Checkpoints of a run, newest first: those that are whole, and those that are unfinished or corrupt."""
-    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda f: -int(f.name.rsplit("-", 1)[1]))
+    named = [f for f in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if f.name.rsplit("-", 1)[1].isdecimal()]
+    found = sorted(named, key=lambda f: -int(f.name.rsplit("-", 1)[1]))
     whole = [f for f in found if was_complete(f) and _is_whole(f)]
     return whole, [f for f in found if f not in whole]
 
@@ -440,7 +447,6 @@ def was_complete(folder: Path) -> bool:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        recorded = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        return bool(json.loads((folder / _COMPLETE).read_text(encoding="utf-8")) == _digests(folder))
+    except (OSError, ValueError):
         return False
-    return bool(recorded == _digests(folder))

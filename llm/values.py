@@ -41,8 +41,11 @@ def prefix_values(
     continuations: int,
     cut: Callable[[ThoughtTrace, int], Prefix] = ThoughtTrace.prefix,
     stream: int = 0,
+    worth: Callable[[ThoughtTrace], float] = lambda rollout: rollout.outcome,
 ) -> PrefixValues:
     """V(first k thoughts of episode) for each (episode, k): the mean of `continuations` rollouts, all in one batch.
+
+    worth: what a continuation counts for, its outcome unless said otherwise.
 
     With ``cut=ThoughtTrace.token_prefix`` k counts tokens. Estimates of different streams (0 or 1) are independent.
 
@@ -62,5 +65,5 @@ def prefix_values(
             keys += [episode.key.at(phase=Phase.VALUE, slot=slot) for slot in slots]
         state_of.append(first[identity])
     rollouts = simulator.continue_from(prefixes, keys)
-    means = np.array([r.outcome for r in rollouts]).reshape(-1, continuations).mean(axis=1)
+    means = np.array([worth(r) for r in rollouts]).reshape(-1, continuations).mean(axis=1)
     return PrefixValues(means[state_of], rollouts)

@@ -236,8 +236,13 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
     assert (broken / "metrics.jsonl").read_bytes() == before
     assert more["dials"]["four"]["variants"]["grpo"]["units"] == 3
     assert more["dials"]["four"]["contrasts"] == result["dials"]["four"]["contrasts"]
-    with pytest.raises(ConfigError, match="was run with prompts=2"):
+    asked = (out / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="was run with prompts=2, not 3; change the comparison's config back"):
         main(_config(tmp_path, "--resume", common=STUDY["common"] | {"prompts": 3}))
+    assert (out / "config.yaml").read_bytes() == asked
+    (kept / "weights.json").write_text('{"tiny/model.safetensors": "other"}')
+    with pytest.raises(ConfigError, match=r"the weights are not those that .*base-s0 began with"):
+        main(_config(tmp_path, "--resume"))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +262,19 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
         ({"contrasts": {"q": [["oracle", "rrpo"]]}}, "must be two variants of the studies"),
         ({"checkpoints": {"base": "no/such/folder"}}, "no model folder no/such/folder"),
         ({"dials": "four"}, "dials must be a mapping"),
+        ({"dials": {"four": "chainz", "three": "chains"}}, "unknown task 'chainz'"),
+        ({"variants": {"grpo": None, "oracle": {}}}, "grpo must be a mapping of options"),
+        (
+            {"variants": STUDY["variants"] | {"grpo": {"ratio": False, "clip": 0.2}}},
+            "grpo on four: clip bounds the ratio",
+        ),
+        ({"tune": STUDY["tune"] | {"learning_rates": []}}, "learning_rates of tune must be a list that is not empty"),
+        ({"tune": STUDY["tune"] | {"seeds": {}}}, "seeds of tune must be a mapping"),
+        (
+            {"studies": {"main": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": 3}}}},
+            "seeds of study main must be a mapping",
+        ),
+        ({"contrasts": {"q": None}}, "contrast 'q' must be a list of pairs"),
     ],
     ids=str,
 )

@@ -205,6 +205,26 @@ def test_the_value_localiser_cuts_at_the_last_thought_from_which_success_was_see
     assert localizer.spent.tokens == 64 * sum(3 - len(p) for p in prefixes)
 
 
+class _Generous(TreeTask):
+    """The tree, with a part of the marks for a wrong answer."""
+
+    def score(self, problems, responses):
+        return [replace(score, value=max(score.value, 0.05)) for score in super().score(problems, responses)]
+
+
+def test_a_part_of_the_marks_is_no_success_to_the_value_localiser():
+    theta = THETA.copy()
+    for h, y in enumerate(RIGHT):
+        theta[h, :, y] += 1.0
+    simulator, traces = _rollouts(40, theta)
+    generous = replace(simulator, task=_Generous(simulator.task.right))
+    marks = [r.outcome for r in generous.continue_from([t.prefix(0) for t in traces], [t.key for t in traces])]
+    assert set(marks) == {0.05, 1.0}
+    failures = [t for t in traces if not t.outcome]
+    rows = [ValueLocalizer(s, continuations=16).cut_probs(failures) for s in (simulator, generous)]
+    assert np.array_equal(*rows) and np.unique(rows[0], axis=0).shape[0] > 1
+
+
 def test_without_any_success_the_value_localiser_does_not_reset():
     never = THETA.copy()
     never[2, :, 0] = -50.0  # the last right step is out of reach

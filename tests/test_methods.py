@@ -103,7 +103,14 @@ def test_a_group_below_two_is_one_clear_line(text):
             "in one round",
         ),
         ({"answers": 0}, "answers must be at least 1"),
-        ({"continuations": 0}, "continuations must be at least 1"),
+        ({"localizer": "value", "continuations": 0}, "continuations must be at least 1"),
+        ({"continuations": 16}, "localizer self does not use --continuations: leave it out, or take value"),
+        (
+            {"localizer": "random", "answers": 4},
+            "does not use --answers: .* take self or frozen or trained",
+        ),
+        ({"noise_shift": 2}, "localizer self does not use --noise-shift: leave it out, or take noisy"),
+        ({"share_seed": True}, "share_seed is for two or more reset groups"),
         ({"method": "spo-chain", "interval": 0}, "interval must be at least 1"),
         ({"method": "score", "score_stage1_steps": -1}, "score_stage1_steps must not be negative"),
         ({"method": "score", "score_beta2": float("nan")}, "score_beta2 must not be negative"),
@@ -131,7 +138,8 @@ def test_every_option_is_used_by_some_method():
 def test_names_mean_what_they_say():
     assert _method(seed_policy="first-failure").plan.seeds == FirstFailure()
     assert _method(seed_policy="intact").plan.seeds == IntactBase("uniform")
-    assert _method(seed_policy="furthest", share_seed=True).plan.seeds == IntactBase("furthest", share_seed=True)
+    shared = _method(seed_policy="furthest", split="4/2+2", share_seed=True)
+    assert shared.plan.seeds == IntactBase("furthest", share_seed=True)
     estimators = {name: _method(estimator=name).estimator for name in ("zscore", "zscore-bessel", "mean", "loo")}
     assert estimators == {
         "zscore": ZScore(ddof=0, eps=0.0),

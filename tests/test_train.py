@@ -12,10 +12,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -225,6 +228,48 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_and_leaves_no_half_model(tmp
     result = main(replace(config, resume=True))
     assert result["after"] and (tmp_path / "run" / "model" / "tokenizer.json").is_file()
     assert not (tmp_path / "run" / "model.part").exists()
+
+
+def test_a_server_that_is_gone_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def gone(*args, **kwargs):
+        raise requests.ConnectionError("Connection to localhost:8000 refused")
+
+    monkeypatch.setattr(ResetTrainer, "_roll_out", gone)
+    config = TrainConfig(**(SMALL | {"eval_problems": 0}), output=str(tmp_path / "run"))
+    with pytest.raises(RunError, match=r"the run stopped: Connection to localhost:8000 refused; go on with --resume"):
+        main(config)
+
+
+def test_a_run_that_has_grown_is_not_resumed_shorter_and_a_stranger_among_the_checkpoints_is_left_alone(tmp_path: Path):
+    config = TrainConfig(**(SMALL | {"eval_problems": 0}), save_every=1, output=str(tmp_path / "run"))
+    main(config)
+    shutil.copytree(tmp_path / "run/checkpoints/checkpoint-2", tmp_path / "run/checkpoints/checkpoint-2.bak")
+    (tmp_path / "run/checkpoints/checkpoint-2/complete.json").write_bytes(b"\xff\xfe")
+    main(replace(config, steps=3, resume=True))
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["steps"] == 3
+    with pytest.raises(ConfigError, match="was run with steps=3, not 2"):
+        main(replace(config, resume=True))
+    (tmp_path / "run/weights.json").write_text("{}")
+    with pytest.raises(ConfigError, match="the weights are not those"):
+        main(replace(config, steps=3, resume=True))
+    (tmp_path / "run/weights.json").write_bytes(b"\0\0")
+    with pytest.raises(ConfigError, match=r"weights\.json is corrupt"):
+        main(replace(config, steps=3, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": 8}, "--lora-rank does nothing here: leave it out, or give --lora"),
+        ({"vllm_server": "http://localhost:8000"}, "--vllm-server does nothing here: .* give --backend vllm"),
+        ({"lora": True, "lora_alpha": 0}, "lora_alpha must be positive"),
+        ({"seed": 2**32}, "seed must be below"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_do_nothing_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        main(TrainConfig(**SMALL | changes))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch):
