@@ -91,6 +91,11 @@ def _fresh_signal(config: SignalConfig, run: RunFolder) -> list[TokenSignal]:
         trained.prompt_style,
     )
     method = build_method(trained, world.localizers)
+    if getattr(method, "length", None) != "own":
+        raise ConfigError(
+            f"{run.path}: the signal is that of a loss that weighs a rollout by its own tokens, and {trained.method} "
+            f"(length {trained.length}) weighs them otherwise"
+        )
     if method.needs_reference and not trained.lora:
         assert isinstance(world.backend, TransformersBackend)
         world.backend.initial = load_model(trained.model, trained.dtype)[0]

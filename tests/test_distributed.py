@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from training import LAUNCH, SMALL, WITHOUT_GPU
 
@@ -107,14 +108,21 @@ def test_zero_3_trains_the_same_model_and_writes_it_whole(
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     zero = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate-zero3.yaml"]
     _train(zero, tmp_path / "zero")
-    for plain, sharded in zip(_rows(two_processes), _rows(tmp_path / "zero"), strict=True):
-        assert {n: plain[n] for n in ("accuracy", "tokens", "cuts")} == {
-            n: sharded[n] for n in ("accuracy", "tokens", "cuts")
-        }
-        np.testing.assert_allclose(sharded["grad_norm"], plain["grad_norm"], rtol=1e-4)
-    weights = [load_file(run / "model/model.safetensors") for run in (two_processes, tmp_path / "zero")]
-    assert weights[0].keys() == weights[1].keys()
-    assert np.mean([np.abs(weights[0][n] - weights[1][n]).mean() for n in weights[0]]) < 1e-7
+    scattered = {"stage": 3, "stage3_param_persistence_threshold": 0}  # or weights as small as these stay whole
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": scattered} | dict.fromkeys(sizes, "auto")))
+    accelerate = {"distributed_type": "DEEPSPEED", "num_processes": 2, "mixed_precision": "no"}
+    accelerate |= {"deepspeed_config": {"deepspeed_config_file": str(tmp_path / "zero.json"), "zero3_init_flag": False}}
+    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(accelerate))
+    _train([*zero[:3], str(tmp_path / "zero.yaml")], tmp_path / "scattered", "--micro-rows", "4")
+    for run in (tmp_path / "zero", tmp_path / "scattered"):
+        for plain, sharded in zip(_rows(two_processes), _rows(run), strict=True):
+            for name in ("accuracy", "tokens", "cuts"):
+                assert plain[name] == sharded[name]
+            np.testing.assert_allclose(sharded["grad_norm"], plain["grad_norm"], rtol=1e-4)
+        weights = [load_file(folder / "model/model.safetensors") for folder in (two_processes, run)]
+        assert weights[0].keys() == weights[1].keys()
+        assert np.mean([np.abs(weights[0][n] - weights[1][n]).mean() for n in weights[0]]) < 1e-7
 
     resumed = tmp_path / "resumed"
     shutil.copytree(tmp_path / "zero", resumed)

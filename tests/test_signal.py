@@ -203,6 +203,15 @@ def test_the_command_measures_a_run(tmp_path: Path):
     assert result["fresh"]["means"]["base"]["tokens"] > 0
 
 
+def test_a_loss_that_weighs_tokens_otherwise_has_no_signal_in_its_metrics(tmp_path: Path):
+    run = tmp_path / "run"
+    train(TrainConfig(**SMALL | {"eval_problems": 0}, method="dr-grpo", output=str(run)))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {row["signal_base"] for row in metrics} == {None}
+    with pytest.raises(ConfigError, match=r"dr-grpo \(.*\) weighs them otherwise"):
+        main(config_from_args(SignalConfig, ["--run", str(run)], "llm.signal"))
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
