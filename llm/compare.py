@@ -40,6 +40,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers.utils import logging as hf_logging
 
 from llm.config import USER_ERRORS, ConfigError, config_from_args, listing, mapping, option, run_command, to_yaml
 from llm.curves import AXES, HELD_OUT, Run, budgets, contrast, curve_of, held, held_out_of, mean_over, summarise
@@ -202,8 +203,8 @@ def _check(config: CompareConfig) -> None:
         if not _WARM.fullmatch(str(model)):
             resolve_model(_model(config, checkpoint))
     cells = [*plan(config, {}), *(c for cells in _tuning_cells(config).values() for c in cells)]
-    asked = {(cell.dial, cell.variant, cell.config.learning_rate): cell for cell in cells}
-    for cell in asked.values():
+    hf_logging.disable_progress_bar()
+    for cell in {(cell.dial, cell.variant): cell for cell in cells}.values():
         try:
             check_method(cell.config)
         except ValueError as error:
@@ -221,6 +222,13 @@ def _check_part(config: CompareConfig, where: str, part: Mapping[str, Any]) -> N
         wanted = (str, int, float) if name == "learning_rates" else (str,)  # YAML reads 1e-4 as text
         if name in part and not _is_list(part[name], *wanted):
             raise ConfigError(f"{name} of {where} must be a list that is not empty, got {part[name]!r}")
+    for rate in part.get("learning_rates", ()):
+        try:
+            good = float(rate) > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError(f"learning_rates of {where} must be positive numbers, got {rate!r}")
     named = {
         "dials": [part["dial"]] if where == "tune" else part["dials"],
         "variants": part.get("variants", ()),

@@ -269,6 +269,7 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
             "grpo on four: clip bounds the ratio",
         ),
         ({"tune": STUDY["tune"] | {"learning_rates": []}}, "learning_rates of tune must be a list that is not empty"),
+        ({"tune": STUDY["tune"] | {"learning_rates": [1e-3, "fast"]}}, "must be positive numbers, got 'fast'"),
         ({"tune": STUDY["tune"] | {"seeds": {}}}, "seeds of tune must be a mapping"),
         (
             {"studies": {"main": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": 3}}}},
