@@ -111,7 +111,7 @@ def test_zero_3_trains_the_same_model_and_writes_it_whole(
     scattered = {"stage": 3, "stage3_param_persistence_threshold": 0}  # or weights as small as these stay whole
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": scattered} | dict.fromkeys(sizes, "auto")))
-    accelerate = {"distributed_type": "DEEPSPEED", "num_processes": 2, "mixed_precision": "no"}
+    accelerate: dict[str, object] = {"distributed_type": "DEEPSPEED", "num_processes": 2}
     accelerate |= {"deepspeed_config": {"deepspeed_config_file": str(tmp_path / "zero.json"), "zero3_init_flag": False}}
     (tmp_path / "zero.yaml").write_text(yaml.safe_dump(accelerate))
     _train([*zero[:3], str(tmp_path / "zero.yaml")], tmp_path / "scattered", "--micro-rows", "4")
