@@ -465,11 +465,11 @@ def _dry_run(config: TrainConfig) -> dict[str, Any]:
 def main(config: TrainConfig) -> dict[str, Any]:
     """Run a config to its end; returns what `result.json` holds. Raises ConfigError, TaskError or RunError."""
     _check(config)
-    if config.dry_run:
-        return _dry_run(config)
     warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers, not ours
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    if config.dry_run:
+        return _dry_run(config)
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     torch.set_num_threads(config.threads or _free_threads())
     world, method, problems, held_out = _build(config)
