@@ -181,7 +181,7 @@ def test_a_programs_own_folder_is_empty_writable_and_small(around: Surroundings)
     )
     outcome = Sandbox(LIMITS, modes=("namespaces",)).run(Program(source), [Run()])[0]
     assert outcome.stdout == "[]\na\nNo space left on device\n"
-    assert not (Path("/tmp/x").exists() and Path("/tmp/x").read_text() == "a")
+    assert not (Path("/tmp/x").is_file() and Path("/tmp/x").read_text() == "a")
 
 
 def test_a_run_that_fails_takes_no_other_run_with_it(sandbox: Sandbox) -> None:
