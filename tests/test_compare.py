@@ -245,6 +245,15 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path):
         main(_config(tmp_path, "--resume"))
 
 
+def test_a_training_run_is_not_resumed_as_a_comparison(tmp_path: Path):
+    file = Path(_config(tmp_path).output) / "config.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("method: srpo\n")
+    with pytest.raises(ConfigError, match="holds no comparison to resume"):
+        main(_config(tmp_path, "--resume"))
+    assert file.read_text() == "method: srpo\n"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

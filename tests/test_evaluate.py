@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llm.evaluate
@@ -171,6 +172,17 @@ def test_a_resume_with_another_config_and_a_used_folder_are_refused(tmp_path: Pa
     with alone_in(tmp_path / "out"), pytest.raises(ConfigError, match="another process is at work"):
         main(replace(config, resume=True))
     assert (tmp_path / "out" / "result.json").read_text() == before
+
+
+def test_an_evaluation_is_not_resumed_with_other_weights(tmp_path: Path) -> None:
+    """What was answered before a model was trained on, and what after, would be mixed without a word."""
+    model = llama(tmp_path / "model")
+    config = EvaluateConfig(model=str(model), tasks="chains", problems=2, max_tokens=8, output=str(tmp_path / "out"))
+    main(config)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weight * 2 for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"the weights are not those that .*out began with"):
+        main(replace(config, resume=True))
 
 
 @pytest.mark.usefixtures("scripted")
