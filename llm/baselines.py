@@ -64,7 +64,7 @@ class SegmentValues:
     which are in the account as discarded rollouts. VinePPO's code (McGill-NLP/VinePPO) further (2) whitens
     advantages over the batch, where here a batch of more gains than losses keeps its drift; (3) averages over all
     tokens of a minibatch, where here a row weighs by its own length as a GRPO row does; (4) makes two epochs, has K
-    = 9 continuations (here `continuations`) and a KL term.
+    = 9 continuations (here `continuations`) and a KL term. (5) SPO-chain's tokens are counted in each prompt apart.
     """
 
     name: str
@@ -322,8 +322,9 @@ class SCoRe:
     the penalty beta1 + beta2, which holds it where it is. Stage II: y1 is trained with r(y1), y2 with
     r(y2) + alpha (r(y2) - r(y1)).
 
-    Deviation, beside (a) and (b): (1) y2 sees y1 as text that is encoded anew. A model that cannot use a second attempt
-    (the embedded one was never shown any) collapses in stage II: use SCoRe with an instruction-tuned model.
+    Deviations, beside (a) and (b): (1) y2 sees y1 as text that is encoded anew; (2) with several updates a step the
+    penalty stays that of the policy that sampled. A model that cannot use a second attempt (the embedded one was never
+    shown any) collapses in stage II: use SCoRe with an instruction-tuned model.
     """
 
     name: str
