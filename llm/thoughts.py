@@ -193,6 +193,9 @@ class Prompts(Protocol):
 class BarePrompts:
     """For models without a chat template: the question, and for localisation the thoughts and one cue.
 
+    They begin as the tokenizer begins a text: without its first token, where there is one, base models such as Llama's
+    and Gemma's are lost.
+
     The localisation prompt is the solve prompt, the thoughts each ended by the delimiter (so far the very text of the
     response), and the cue ``First wrong step: ``; the answer expected is ``\\boxed{N}``.
     """
@@ -200,7 +203,7 @@ class BarePrompts:
     cue: str = "First wrong step: "
 
     def solve(self, tokenizer: Any, question: str) -> str:
-        return f"{question}\n"
+        return f"{_beginning(tokenizer)}{question}\n"
 
     def localize(self, tokenizer: Any, question: str, thoughts: Sequence[str]) -> str:
         steps = "".join(f"{thought}{THOUGHT_END}" for thought in thoughts)
@@ -208,7 +211,13 @@ class BarePrompts:
 
     def revise(self, tokenizer: Any, question: str, attempt: str, remark: str) -> str:
         """The attempt, and the question once more: a model without a chat template is not told things in words."""
-        return f"{self.solve(tokenizer, question)}{attempt}\n{self.solve(tokenizer, question)}"
+        return f"{self.solve(tokenizer, question)}{attempt}\n{question}\n"
+
+
+def _beginning(tokenizer: Any) -> str:
+    """What a tokenizer puts before every text, as text."""
+    first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    return str(tokenizer.bos_token) if first and first[0] == tokenizer.bos_token_id else ""
 
 
 _SOLVE = """\

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     Lfm2Config,
     Lfm2ForCausalLM,
@@ -34,6 +35,7 @@ from llm.setup import build_world, load_model
 from llm.tasks import load_task
 from llm.tasks.base import Problem
 from llm.thoughts import BarePrompts, Prefix
+from llm.tiny.tokenizer import build_tokenizer
 
 
 def _logp(V: int, scale: float) -> torch.Tensor:
@@ -243,3 +245,16 @@ def test_no_pass_is_made_between_the_end_of_all_rows_and_the_next_to_join():
     rows, masks = counting.passes([short, late])
     assert rows == [whole[0][:3], whole[1][20:]]
     assert len(masks) == 2 + 3
+
+
+def test_a_bare_prompt_begins_as_the_tokenizer_begins_a_text():
+    tokenizer = build_tokenizer()
+    assert BarePrompts().solve(tokenizer, "Push 4") == "Push 4\n"
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    assert BarePrompts().solve(tokenizer, "Push 4") == "Push 4\n", "it knows such a token and does not put it there"
+    first = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=first)
+    asked = BarePrompts().revise(tokenizer, "Push 4", "1:e1(4)=4</thought>", "")
+    assert asked == "<s>Push 4\n1:e1(4)=4</thought>\nPush 4\n"
+    ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1

@@ -110,6 +110,8 @@ def _self_localizer(*texts):
 
 
 class _Callable:
+    bos_token_id = None
+
     def __init__(self, inner):
         self.decode = inner.decode
 
