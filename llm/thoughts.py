@@ -215,7 +215,9 @@ class BarePrompts:
 
 
 def _beginning(tokenizer: Any) -> str:
-    """What a tokenizer puts before every text, as text."""
+    """What a tokenizer puts before every text, as text; nothing without a tokenizer, as where the embedded one is made."""
+    if tokenizer is None:
+        return ""
     first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
     return str(tokenizer.bos_token) if first and first[0] == tokenizer.bos_token_id else ""
 
