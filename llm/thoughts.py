@@ -215,7 +215,7 @@ class BarePrompts:
 
 
 def _beginning(tokenizer: Any) -> str:
-    """What a tokenizer puts before every text, as text; nothing without a tokenizer, as where the embedded one is made."""
+    """What a tokenizer puts before every text, as text; without a tokenizer, as in `llm.tiny.recipe`, nothing."""
     if tokenizer is None:
         return ""
     first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
