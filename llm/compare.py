@@ -216,8 +216,14 @@ def _check_part(config: CompareConfig, where: str, part: Mapping[str, Any]) -> N
     if not isinstance(part, Mapping) or sorted(part) != sorted(needed):
         raise ConfigError(f"{where} must hold {', '.join(needed)}")
     seeds = part["seeds"]
-    if not isinstance(seeds, Mapping) or not seeds or not all(_is_list(own, int) for own in seeds.values()):
-        raise ConfigError(f"seeds of {where} must be a mapping from checkpoints to lists, such as {{base: [0, 1]}}")
+    if (
+        not isinstance(seeds, Mapping)
+        or not seeds
+        or not all(_is_list(own, int) and min(own) >= 0 for own in seeds.values())
+    ):
+        raise ConfigError(
+            f"seeds of {where} must map checkpoints to lists of seeds from 0 on, such as {{base: [0, 1]}}"
+        )
     for name in ("dials", "variants", "learning_rates"):
         wanted = (str, int, float) if name == "learning_rates" else (str,)  # YAML reads 1e-4 as text
         if name in part and not _is_list(part[name], *wanted):

@@ -22,7 +22,7 @@ from llm.plots import signal_figure
 from llm.runs import RunFolder, read_config
 from llm.setup import build_world, load_model
 from llm.tasks import load_task
-from llm.token_signal import TokenSignal, roll_signal, summary
+from llm.token_signal import TokenSignal, describes, roll_signal, summary
 from llm.train import TrainConfig
 
 __all__ = ["SignalConfig", "main"]
@@ -91,7 +91,7 @@ def _fresh_signal(config: SignalConfig, run: RunFolder) -> list[TokenSignal]:
         trained.prompt_style,
     )
     method = build_method(trained, world.localizers)
-    if getattr(method, "length", None) != "own":
+    if not describes(method):
         raise ConfigError(
             f"{run.path}: the signal is that of a loss that weighs a rollout by its own tokens, and {trained.method} "
             f"(length {trained.length}) weighs them otherwise"

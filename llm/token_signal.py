@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from cpi.groups import Group
 from llm.thoughts import ThoughtTrace
 
-__all__ = ["KINDS", "Kind", "TokenSignal", "roll_signal", "step_ratios", "step_sums", "summary"]
+__all__ = ["KINDS", "Kind", "TokenSignal", "describes", "roll_signal", "step_ratios", "step_sums", "summary"]
 
 Kind = Literal["base", "suffix", "prefix"]
 KINDS: tuple[Kind, ...] = ("base", "suffix", "prefix")
@@ -88,6 +88,11 @@ def _of(kind: Kind, trace: ThoughtTrace, first: int, advantage: float, logprobs:
     length = len(trace.ids) if kind == "prefix" else trace.generated
     miss_T = np.maximum(-np.expm1(np.asarray(logprobs, dtype=np.float64)), 0.0)  # a logprob may round to above 0
     return TokenSignal(kind, trace, first, advantage, length, miss_T)
+
+
+def describes(method: Any) -> bool:
+    """Whether g is the signal of the method's loss: one that weighs a rollout by the tokens that it sampled itself."""
+    return getattr(method, "length", None) == "own"
 
 
 def step_sums(groups: Sequence[Group[ThoughtTrace]], advantages: Sequence[NDArray[np.float64]]) -> dict[str, float]:

@@ -197,7 +197,7 @@ class ResetTrainer(GRPOTrainer):
         advantages = self._advantages(outputs["completion_ids"]) * self._shaping(outputs)
         outputs["advantages"] = advantages - self._row_weights("kl") * kl_to_go(log_ratio)
         sums = step_sums(roll.rollouts, roll.advantages, self._reset_first_errors, roll.answers)
-        if getattr(self.method, "length", None) != "own":  # another g than the one that `token_signal` computes
+        if not token_signal.describes(self.method):
             sums.update(dict.fromkeys(token_signal.step_sums([], []), 0.0))
         sums["kl"], sums["tied"] = float(log_ratio.sum()), float(sum(row.kl > 0 for row in roll.rows))
         self._reset_metrics = {"step": self._reset_step.number, **step_metrics(merge(gather_object([sums])))}

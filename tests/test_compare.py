@@ -279,10 +279,14 @@ def test_a_training_run_is_not_resumed_as_a_comparison(tmp_path: Path):
         ),
         ({"tune": STUDY["tune"] | {"learning_rates": []}}, "learning_rates of tune must be a list that is not empty"),
         ({"tune": STUDY["tune"] | {"learning_rates": [1e-3, "fast"]}}, "must be positive numbers, got 'fast'"),
-        ({"tune": STUDY["tune"] | {"seeds": {}}}, "seeds of tune must be a mapping"),
+        ({"tune": STUDY["tune"] | {"seeds": {}}}, "seeds of tune must map checkpoints"),
         (
             {"studies": {"main": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": 3}}}},
-            "seeds of study main must be a mapping",
+            "seeds of study main must map checkpoints",
+        ),
+        (
+            {"studies": {"main": {"dials": ["four"], "variants": ["grpo"], "seeds": {"base": [-1]}}}},
+            "seeds of study main must map checkpoints to lists of seeds from 0 on",
         ),
         ({"contrasts": {"q": None}}, "contrast 'q' must be a list of pairs"),
     ],

@@ -86,6 +86,15 @@ def test_a_kept_initial_model_doubles_the_weights_unless_there_is_an_adapter():
         assert beside.weights == times * alone.weights
 
 
+def test_values_are_sampled_in_full_batches_and_a_revision_holds_a_response():
+    config = TrainConfig(**{**SMALL, "method": "grpo", "sample_rows": 96})
+    plain = make_plan(config, str(TINY), 8, 64, 1)
+    assert make_plan(replace(config, method="vineppo"), str(TINY), 8, 64, 1).cache == plain.cache * 96 // 32
+    longer = make_plan(config, str(TINY), 8, 64, 1, revises=True)
+    total = 64 + config.max_tokens
+    assert longer.cache * total == plain.cache * (total + config.max_tokens)
+
+
 def test_the_memory_benchmark_trains_on_every_row_of_the_greatest_length(tmp_path: Path):
     config = {**SMALL, "method": "grpo", "stand_in": True, "results": str(tmp_path / "memory.json")}
     found = memory(MemoryConfig(**config))

@@ -16,7 +16,7 @@ from llm.evaluate import Subject
 from llm.runs import open_run
 from llm.setup import TINY, load_model, prompts_of
 from llm.sft import Row, SFTConfig, collate, main, row_loss, teacher_rows
-from llm.tasks import load_task
+from llm.tasks import TaskError, load_task
 from llm.tasks.base import Problem
 from llm.tasks.dials import split_of
 from llm.tasks.teaching import solution
@@ -179,3 +179,10 @@ def test_several_gpus_are_refused_before_anything_is_done(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
         main(SFTConfig(model="tiny", output=str(tmp_path / "out"), tasks="chains_words"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_wrote_nothing_does_not_block_the_next(tmp_path: Path):
+    with pytest.raises(TaskError, match="unknown task"):
+        main(SFTConfig(**FAST | {"tasks": "chainz"}, output=str(tmp_path / "out")))
+    with pytest.raises(TaskError, match="unknown task"):
+        main(SFTConfig(**FAST | {"tasks": "chainz"}, output=str(tmp_path / "out")))
