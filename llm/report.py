@@ -296,7 +296,7 @@ def _map_figure(result: Mapping[str, Any], path: Path) -> None:
         panel.set_title(name, fontsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set_yticks(range(len(dials)), [f"{dial} (n = {units[dial]})" for dial in dials], fontsize=8)
-        panel.set_xlabel("mean accuracy, equal tokens", fontsize=8)
+        panel.set_xlabel("difference in mean accuracy, equal tokens", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     axes.flat[0].invert_yaxis()
     for panel in list(axes.flat)[len(several) :]:
